@@ -258,11 +258,11 @@ class ProgressLines:
     def move(self, what: str, done: int, total: int) -> None:
         """Note that `done` of `total` are done of a stage."""
         now = time.monotonic()
-        began, before = self._first.setdefault(what, (now, done))
+        start_time, before = self._first.setdefault(what, (now, done))
         if now - self._printed < PROGRESS_SECONDS:
             return
         self._printed = now
-        left = f", {duration((now - began) / (done - before) * (total - done))} left" if done > before else ""
+        left = f", {duration((now - start_time) / (done - before) * (total - done))} left" if done > before else ""
         line = f"{time.strftime('%H:%M:%S')} {what}: {done:,} of {total:,}{left}"
         print_wrapped(open_console(stderr=True), line)
 

@@ -93,5 +93,5 @@ def peak_flops(device: torch.device) -> float | None:
     """Peak bf16 operations a second of a CUDA device, for model FLOPs utilization; None where it is not known."""
     if device.type != "cuda":
         return None
-    words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
-    return next((flops for name, flops in PEAK_FLOPS.items() if words.issuperset(name.split())), None)
+    name_parts = set(torch.cuda.get_device_name(device).replace("-", " ").split())
+    return next((flops for name, flops in PEAK_FLOPS.items() if name_parts.issuperset(name.split())), None)

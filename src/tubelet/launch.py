@@ -33,14 +33,14 @@ def read_launch() -> Launch | None:
         TubeletError: if a launcher's variables contradict each other, or only some are set: they may be left over in a
             shell, and waiting for processes that were never started would take minutes.
     """
-    found = {name: os.environ[name] for name in _SINGLE if os.environ.get(name)}
-    for name, value in found.items():
+    variables = {name: os.environ[name] for name in _SINGLE if os.environ.get(name)}
+    for name, value in variables.items():
         if not (value.isascii() and value.isdigit() and len(value) < 10):
             raise ConfigError(
                 f"{name} is {value[:40]!r} in the environment, expected a whole number as a launcher sets it: "
                 f"`unset {name}` to train in one process"
             )
-    values = {name: int(value) for name, value in found.items()}
+    values = {name: int(value) for name, value in variables.items()}
     if all(values[name] == _SINGLE[name] for name in values):
         return None
     missing = [name for name in _REQUIRED if not os.environ.get(name)]

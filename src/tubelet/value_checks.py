@@ -218,9 +218,9 @@ def _check_union(kind: Any, parts: tuple[Any, ...], value: Any, name: str, stric
         except InvalidValueError as error:
             problems.append(error)
     # Prefer the error about the value over those about the type.
-    words = describe_type(kind)
+    expected = describe_type(kind)
     of_value = [error for error, part in zip(problems, parts, strict=True) if describe_type(part) not in error.problem]
-    raise of_value[0] if of_value else InvalidValueError(name, f"is {_format_value(value)}, expected {words}")
+    raise of_value[0] if of_value else InvalidValueError(name, f"is {_format_value(value)}, expected {expected}")
 
 
 def _check_sequence(kind: Any, origin: Any, parts: tuple[Any, ...], value: Any, name: str, strict: bool) -> Any:

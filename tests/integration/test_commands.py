@@ -95,7 +95,7 @@ def test_a_resumed_run_continues_with_its_own_settings_but_for_those_that_are_gi
     kept = (out / "config.json").read_text()
     with pytest.raises(SystemExit):
         train("train", "--out", out, "--resume", "--steps", "3")
-    assert "4 steps are done, and steps is 3: ask for more" in capsys.readouterr().err
+    assert "4 steps are done, and steps is 3: raise --steps" in capsys.readouterr().err
     assert (out / "config.json").read_text() == kept
     with pytest.raises(SystemExit):  # what was resumed leaves nothing behind in the process
         train("train", "--out", tmp_path / "other", "--steps", "3")

@@ -69,7 +69,7 @@ class FramePreprocessing(nn.Module):
         first = torch.floor(room / 2) if place is None else torch.round(room * place)
         scale = length / resized
         centers = (torch.arange(self.size, device=line.device) + first + 0.5) * scale
-        places = torch.cumsum(torch.ones_like(line), 0) - 0.5
-        distances = (places[None] - centers[:, None]).abs() / torch.clamp(scale, min=1.0)
+        positions = torch.cumsum(torch.ones_like(line), 0) - 0.5
+        distances = (positions[None] - centers[:, None]).abs() / torch.clamp(scale, min=1.0)
         weights = torch.clamp(1 - distances, min=0.0)
         return weights / weights.sum(1, keepdim=True)

@@ -94,14 +94,14 @@ def read_encoder_gguf(path: Path) -> tuple[ModelConfig, State, NativeClip | None
 
 
 def _to_schema(released: Mapping[str, Tensor], config: ModelConfig) -> State:
-    found = {}
+    converted = {}
     for name, value in released.items():
         matrix = value.flatten(1) if value.dim() == 5 else value.flatten() if name.endswith("_mod_embed") else value
-        found[_their_name(name)] = matrix
+        converted[_their_name(name)] = matrix
     if config.rope == "2.1":  # the last norm again, under the name that other families have
         last = len(config.levels) - 1
-        found |= {f"enc.norm.{part}": found[f"enc.hier_norm.{last}.{part}"] for part in ("weight", "bias")}
-    return found
+        converted |= {f"enc.norm.{part}": converted[f"enc.hier_norm.{last}.{part}"] for part in ("weight", "bias")}
+    return converted
 
 
 def _their_name(name: str) -> str:

@@ -65,9 +65,9 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
     """
     path = resolve_best(Path(what).expanduser())
     if path.exists():
-        found = path
+        resolved = path
     elif released := released_name(what):
-        found = _released(released, local_only=bool(hub.get("local_files_only")))
+        resolved = _released(released, local_only=bool(hub.get("local_files_only")))
     elif _HUB_ID.fullmatch(str(what)) and path.suffix not in (".pt", ".safetensors"):
         if path.parent.is_dir():
             raise MissingFileError(
@@ -82,8 +82,8 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
             f"{', '.join(RELEASED)}"
         )
     if sha256 is not None:
-        _check_hash(found, sha256)
-    return found
+        _check_hash(resolved, sha256)
+    return resolved
 
 
 def resolve_head(what: str | Path, **hub: Any) -> Path:
@@ -195,6 +195,6 @@ def _check_hash(path: Path, sha256: str) -> None:
     if not path.is_file():
         raise ConfigError(f"{path}: sha256 only applies to a file, and this is a directory")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256.lower():
-        raise CheckpointError(f"{path}: sha256 is {found}, expected {sha256}; delete the file and download it again")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256.lower():
+        raise CheckpointError(f"{path}: sha256 is {digest}, expected {sha256}; delete the file and download it again")

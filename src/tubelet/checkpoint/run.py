@@ -60,8 +60,8 @@ class BestRow(TypedDict):
 
 def list_checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, oldest first."""
-    found = (path for path in (run / "checkpoints").glob("step-*") if _NAME.match(path.name))
-    return sorted(found, key=lambda path: (step_from_name(path), path.name))
+    paths = (path for path in (run / "checkpoints").glob("step-*") if _NAME.match(path.name))
+    return sorted(paths, key=lambda path: (step_from_name(path), path.name))
 
 
 def step_from_name(checkpoint: Path) -> int:
@@ -149,8 +149,8 @@ def resolve_best(path: Path) -> Path:
     """
     if path.name != Path(BEST).stem or path.exists() or (best := read_best(path.parent)) is None:
         return path
-    found = (other for other in list_checkpoints(path.parent) if step_from_name(other) == best["step"])
-    return next(found, path)
+    candidates = (other for other in list_checkpoints(path.parent) if step_from_name(other) == best["step"])
+    return next(candidates, path)
 
 
 def _try_to_remove(path: Path) -> None:
@@ -343,10 +343,10 @@ def find_checkpoint(what: str | Path) -> Path:
     """
     path = resolve_best(Path(what))
     if path.is_dir() and not is_sharded(path):
-        found = list_checkpoints(path)
-        if not found:
+        checkpoints = list_checkpoints(path)
+        if not checkpoints:
             raise no_checkpoint(path, "checkpoints/step-*.safetensors")
-        path = found[-1]
+        path = checkpoints[-1]
     if not path.exists():
         raise MissingFileError(f"{path}: no such file; expected a run directory, a checkpoint, or a released .pt file")
     return path

@@ -37,9 +37,9 @@ def read_header(path: Path) -> dict[str, str]:
         if Path(name).name != name:
             raise file_error(path / HEADER, f"lists {name!r}, expected a file name without a directory", _COPY)
         shard = path / name
-        found = shard.stat().st_size if shard.is_file() else None
-        if found != size:
-            problem = "is missing" if found is None else f"has {found} bytes"
+        actual_size = shard.stat().st_size if shard.is_file() else None
+        if actual_size != size:
+            problem = "is missing" if actual_size is None else f"has {actual_size} bytes"
             raise file_error(shard, f"{problem}, expected {size} bytes", _COPY)
     return {name: str(value) for name, value in header.items()}
 

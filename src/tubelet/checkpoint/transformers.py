@@ -338,11 +338,11 @@ def split_tensors(released: Mapping[str, Tensor], names: tuple[tuple[str, str], 
         released: tensors by released name.
         names: pairs of prefixes, released and theirs.
     """
-    found: State = {}
+    split: State = {}
     for name, value in released.items():
         theirs = _their_names(name, names)
-        found |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
-    return found
+        split |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
+    return split
 
 
 def _their_names(name: str, names: tuple[tuple[str, str], ...]) -> list[str]:

@@ -267,9 +267,9 @@ def is_vjepa2(state: Mapping[str, Tensor]) -> bool:
 
 def _require_match(path: str | Path, modules: Mapping[str, tuple[State, State]]) -> None:
     wrong = [
-        f"{key}: {'; '.join(found)}"
+        f"{key}: {'; '.join(mismatches)}"
         for key, (state, expected) in modules.items()
-        if (found := state_dict_mismatches(state, expected))
+        if (mismatches := state_dict_mismatches(state, expected))
     ]
     if wrong:
         raise CheckpointError(f"{path} does not match the architecture inferred from its tensors: {' | '.join(wrong)}")
@@ -277,8 +277,8 @@ def _require_match(path: str | Path, modules: Mapping[str, tuple[State, State]])
 
 def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
     """One more than the largest number that `pattern` matches at the beginning of a name."""
-    found = [int(match[1]) for name in state if (match := re.match(pattern, name))]
-    return max(found, default=-1) + 1
+    numbers = [int(match[1]) for name in state if (match := re.match(pattern, name))]
+    return max(numbers, default=-1) + 1
 
 
 def vector_length(state: Mapping[str, Tensor], pattern: str, path: str | Path) -> int:
@@ -302,8 +302,8 @@ def tokenizer_shape(state: Mapping[str, Tensor], width: int, path: str | Path) -
     name = "patch_embed.proj.weight"
     shape = tuple(state[name].shape) if name in state else ()
     if len(shape) != 5 or shape[0] != width or shape[3] != shape[4]:
-        found = f"has shape {shape}" if shape else "is missing"
-        raise CheckpointError(f"{path}: {name} {found}, expected (width = {width}, channels, frames, p, p)")
+        problem = f"has shape {shape}" if shape else "is missing"
+        raise CheckpointError(f"{path}: {name} {problem}, expected (width = {width}, channels, frames, p, p)")
     return shape[1], shape[2], shape[3]
 
 

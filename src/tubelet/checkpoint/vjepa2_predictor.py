@@ -67,16 +67,16 @@ def read_vjepa2_predictor(path: Path, heads: int | None, width: int) -> tuple[Va
         for file in without_hidden(path.glob("*.safetensors")):
             tensors |= read_safetensors(file)[0]
         names = {name.removeprefix("vjepa2."): value for name, value in tensors.items()}
-        found = {name: value for name, value in names.items() if name.startswith("predictor.")}
+        state = {name: value for name, value in names.items() if name.startswith("predictor.")}
         heads = heads or read_transformers_config(path / "config.json").get("pred_num_attention_heads", _RELEASED[1])
     else:
         released = read_torch_file(path)
         if not released.get("predictor"):
             raise CheckpointError(f"{path}: contains only an encoder, not the requested predictor")
-        found = _from_release(strip_prefixes(state_dict_from(released, "predictor", path)))
-    sizes = _sizes(path, found, heads)
-    require_match(path, found, _expected(sizes, width), "V-JEPA 2.0 predictor")
-    return {f"pred_{name}": value for name, value in sizes.items()}, found
+        state = _from_release(strip_prefixes(state_dict_from(released, "predictor", path)))
+    sizes = _sizes(path, state, heads)
+    require_match(path, state, _expected(sizes, width), "V-JEPA 2.0 predictor")
+    return {f"pred_{name}": value for name, value in sizes.items()}, state
 
 
 def _from_release(state: Mapping[str, Tensor]) -> State:
@@ -86,17 +86,17 @@ def _from_release(state: Mapping[str, Tensor]) -> State:
     return split_tensors(others, _NAMES) | {_MASK_TOKENS: stacked}
 
 
-def _sizes(path: Path, found: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
-    width = vector_length(found, r"predictor\.layernorm\.weight", path)
+def _sizes(path: Path, state: Mapping[str, Tensor], heads: int | None) -> dict[str, Any]:
+    width = vector_length(state, r"predictor\.layernorm\.weight", path)
     if heads is None:
         if width != _RELEASED[0]:
             raise ConfigError(
                 f"{path}: no V-JEPA 2.0 predictor has width {width}; give its heads with predictor_heads="
             )
         heads = _RELEASED[1]
-    depth = count_blocks(found, r"predictor\.layer\.(\d+)\.")
-    hidden = vector_length(found, r"predictor\.layer\.\d+\.mlp\.fc1\.bias", path) if depth else 4 * width
-    tokens = found.get(_MASK_TOKENS)
+    depth = count_blocks(state, r"predictor\.layer\.(\d+)\.")
+    hidden = vector_length(state, r"predictor\.layer\.\d+\.mlp\.fc1\.bias", path) if depth else 4 * width
+    tokens = state.get(_MASK_TOKENS)
     return {
         "hidden_size": width,
         "num_attention_heads": heads,

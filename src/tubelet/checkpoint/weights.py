@@ -84,9 +84,9 @@ def read_weights(path: Path, name: str, spec: LoadSpec) -> Weights:
         MissingFileError: if the directory has no checkpoint.
     """
     if path.is_dir():
-        found = [path] if is_sharded(path) else list_checkpoints(path)
-        if found:
-            return _from_safetensors(found[-1:], f"{path.resolve().name}/{found[-1].stem}", spec)
+        checkpoints = [path] if is_sharded(path) else list_checkpoints(path)
+        if checkpoints:
+            return _from_safetensors(checkpoints[-1:], f"{path.resolve().name}/{checkpoints[-1].stem}", spec)
         files = without_hidden(path.glob("*.safetensors"))
         if not files:
             raise no_checkpoint(path, "checkpoints/step-*.safetensors, or *.safetensors")
@@ -183,10 +183,10 @@ def _no_predictor(path: Path, spec: LoadSpec) -> State:
 def _predictor(tensors: Mapping[str, Any], spec: LoadSpec, where: str) -> State:
     if not spec.predictor:
         return {}
-    found = _strip_prefix(tensors, "predictor.")
-    if not found:
+    state = _strip_prefix(tensors, "predictor.")
+    if not state:
         raise CheckpointError(f"{where}: contains only an encoder, not the requested predictor")
-    return found
+    return state
 
 
 def _strip_prefix(tensors: Mapping[str, Any], prefix: str) -> State:
@@ -201,10 +201,10 @@ def read_safetensors_files(files: Iterable[Path]) -> tuple[State, dict[str, str]
         if path.is_dir():
             tensors, header = read_checkpoint(path, is_model_tensor)
             continue
-        found, header = read_safetensors(path)
-        if twice := next((name for name in found if name in tensors), None):
+        shard, header = read_safetensors(path)
+        if twice := next((name for name in shard if name in tensors), None):
             raise CheckpointError(
                 f"{path.parent}: contains several models ({twice} is in {path.name} and in another file); name one file"
             )
-        tensors |= found
+        tensors |= shard
     return tensors, header

@@ -89,21 +89,21 @@ def main() -> None:
         sys.exit(code)
 
 
-def _run(words: list[str]) -> str | int | None:
+def _run(argv: list[str]) -> str | int | None:
     """The exit code; None for a command that succeeded."""
-    if words == ["--version"]:
+    if argv == ["--version"]:
         print("tubelet", tubelet.__version__)
         return None
-    name = words[0] if words else "--help"
+    name = argv[0] if argv else "--help"
     if name in ("--help", "-h"):
-        print(_help_text(), file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
+        print(_help_text(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
     if name not in COMMANDS:
         error = f"error: {name}: unknown command{nearest(name, COMMANDS)}; see tubelet --help"
         print_wrapped(open_console(stderr=True), error)
         return 2
     try:
-        command = parse(COMMANDS[name], name, words[1:])
+        command = parse(COMMANDS[name], name, argv[1:])
         with log_to(ConsoleHandler(command.log_level, dated=command.DISTRIBUTED)):
             command.run()
     except TubeletError as error:

@@ -58,7 +58,7 @@ class Command(Settings):
         raise NotImplementedError
 
     @classmethod
-    def defaults(cls, known: Known) -> dict[str, Any]:
+    def defaults(cls, options: Known) -> dict[str, Any]:
         """Defaults of fields that depend on other options, such as the settings of a run that is resumed.
 
         Raises:
@@ -79,36 +79,36 @@ class ConfigurableCommand(Command):
         return self.config is not None and isinstance(read_config_file(self.config).get("model"), dict)
 
 
-def parse(kind: type[C], name: str, words: Sequence[str]) -> C:
+def parse(kind: type[C], name: str, argv: Sequence[str]) -> C:
     """A command from its command line.
 
     Args:
         kind: class of the command.
         name: of the command.
-        words: the command line after the name.
+        argv: the command line after the name.
 
     Raises:
         ConfigError: an option has a value that it does not allow, or a file of options cannot be read.
         SystemExit: after help, or for a command line that cannot be parsed.
     """
-    _check_words(words)
-    known = _known_options(words)
-    default, errors, setting = _default(kind, known), io.StringIO(), None
+    _check_arguments(argv)
+    options = _known_options(argv)
+    default, errors, setting = _default(kind, options), io.StringIO(), None
     try:
         with contextlib.redirect_stderr(errors):
             # Help shows `FLOAT` rather than `{None}|FLOAT`: None is the option left out.
-            return tyro.cli(kind, prog=f"tubelet {name}", args=words, default=default, config=(tyro.conf.DisallowNone,))
+            return tyro.cli(kind, prog=f"tubelet {name}", args=argv, default=default, config=(tyro.conf.DisallowNone,))
     except SettingError as error:
         setting = error
-    except SystemExit as ended:
-        setting = _setting_error(ended)
+    except SystemExit as error:
+        setting = _setting_error(error)
         if setting is None:
             text = errors.getvalue()
-            if not all(map(str.isprintable, words)):  # the parser repeats words as they are
+            if not all(map(str.isprintable, argv)):  # the parser repeats words as they are
                 text = escape_unprintable(_ANSI_STYLE.sub("", text), keep="\n")
             sys.stderr.write(text)
             raise
-    origin = f" (from the command line and {known.config})" if known.config else ""
+    origin = f" (from the command line and {options.config})" if options.config else ""
     raise ConfigError(f"{option_name(setting.name)} {setting.problem}{origin}") from setting
 
 
@@ -118,66 +118,66 @@ def option_name(setting: str) -> str:
     return f"--{name.replace('_', '-')}{bracket}{rest}" if name.isidentifier() else setting
 
 
-def _setting_error(ended: SystemExit) -> SettingError | None:
+def _setting_error(exit_error: SystemExit) -> SettingError | None:
     """The refused setting that made the parser exit, if it is that: the parser reports every ValueError itself."""
-    error: BaseException | None = ended
+    error: BaseException | None = exit_error
     while error is not None and not isinstance(error, SettingError):
         error = error.__context__
     return error
 
 
-def _check_words(words: Sequence[str]) -> None:
-    """Refuse empty words, as of shell variables that are not set, and those that can name nothing.
+def _check_arguments(argv: Sequence[str]) -> None:
+    """Reject empty arguments, as unset shell variables produce, and text that cannot be a file name.
 
     As a path, an empty word would be the current directory.
     """
-    for before, word in zip(["", *words], words, strict=False):
-        option, equals, value = word.partition("=")
+    for before, argument in zip(["", *argv], argv, strict=False):
+        option, equals, value = argument.partition("=")
         try:
             if not option.startswith("--"):
-                check_text(word, before if before.startswith("--") and "=" not in before else "an argument")
+                check_text(argument, before if before.startswith("--") and "=" not in before else "an argument")
             elif equals:
                 check_text(value, option)
         except InvalidValueError as error:
             raise ConfigError(str(error)) from error
 
 
-def _known_options(words: Sequence[str]) -> Known:
+def _known_options(argv: Sequence[str]) -> Known:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for option in ("--config", "--out"):
         parser.add_argument(option)
     parser.add_argument("--resume", action="store_true")
     try:
-        found, _ = parser.parse_known_args(list(words))
+        found, _ = parser.parse_known_args(list(argv))
     except argparse.ArgumentError:  # the second phase reports it
         found = parser.parse_args([])
     return Known(found.config, found.out, found.resume)
 
 
-def _default(kind: type[C], known: Known) -> C:
+def _default(kind: type[C], options: Known) -> C:
     """A command of which nothing but defaults is set; what has none is left to the command line."""
     values = {
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(kind)
     }
     values = {name: tyro.MISSING if value is dataclasses.MISSING else value for name, value in values.items()}
-    content = read_config_file(known.config) if known.config and "config" in values else {}
-    _from_file(kind, values, content, str(known.config))  # checks what the next line uses
-    values |= kind.defaults(_with_file(known, content))
-    values |= _from_file(kind, values, content, str(known.config))
+    content = read_config_file(options.config) if options.config and "config" in values else {}
+    _from_file(kind, values, content, str(options.config))  # checks what the next line uses
+    values |= kind.defaults(_with_file(options, content))
+    values |= _from_file(kind, values, content, str(options.config))
     command = object.__new__(kind)  # unchecked: combinations are checked when flags have been added
     for name, value in values.items():
         object.__setattr__(command, name, value)
     return command
 
 
-def _with_file(known: Known, content: Mapping[str, Any]) -> Known:
+def _with_file(options: Known, content: Mapping[str, Any]) -> Known:
     """The options of the first phase that the command line does not set, from a config file."""
     out = content.get("out")
     return dataclasses.replace(
-        known,
-        out=known.out or (Path(out) if isinstance(out, str) and out else None),
-        resume=known.resume or content.get("resume") is True,
+        options,
+        out=options.out or (Path(out) if isinstance(out, str) and out else None),
+        resume=options.resume or content.get("resume") is True,
     )
 
 

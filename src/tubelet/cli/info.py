@@ -24,12 +24,12 @@ class Info(Command):
 
     def run(self) -> None:
         """Print them."""
-        found = describe_machine()
+        facts = describe_machine()
         if self.json:
-            print(json.dumps(found, indent=1))
+            print(json.dumps(facts, indent=1))
             return
         console = open_console()
-        for title, rows in found.items():
+        for title, rows in facts.items():
             print_wrapped(console, title, "bold")
             for name, value in rows.items():
                 print_wrapped(console, f"  {name}: {value}")
@@ -77,13 +77,13 @@ def describe_machine() -> dict[str, dict[str, str]]:
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def _device_name(device: Any) -> str:

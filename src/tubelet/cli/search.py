@@ -51,10 +51,10 @@ class Search(Command):
         """
         if self.box is None:
             return None
-        words = self.box.split(",")
-        whole = len(words) == 4 and all(word.strip().isdecimal() and len(word) < 10 for word in words)
+        values = self.box.split(",")
+        whole = len(values) == 4 and all(value.strip().isdecimal() and len(value) < 10 for value in values)
         require(whole, "box", f"is {self.box!r:.60}, expected x,y,width,height in whole pixels")
-        x, y, w, h = map(int, words)
+        x, y, w, h = map(int, values)
         return x, y, w, h
 
     def run(self) -> None:

@@ -51,7 +51,7 @@ class Stats(ConfigurableCommand):
         for note in media.notes:
             print_wrapped(console, escape_filename(note))
         with files_progress(console) as progress:
-            found = measure_collection(
+            statistics = measure_collection(
                 media,
                 channels=self.channels,
                 window=self.window,
@@ -60,34 +60,34 @@ class Stats(ConfigurableCommand):
                 seed=self.seed,
                 progress=progress,
             )
-        console.print(_table(found))
-        kinds = ", ".join(f"{count} of {kind}" for kind, count in found.depths.items())
-        low, high = found.pixels.window
+        console.print(_table(statistics))
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in statistics.depths.items())
+        low, high = statistics.pixels.window
         print_wrapped(
             console,
-            f"read {found.frames} frames of {found.files} of {found.available} files ({kinds}); {len(found.failed)} "
-            f"failed; window {low:g} to {high:g}",
+            f"read {statistics.frames} frames of {statistics.files} of {statistics.available} files ({kinds}); "
+            f"{len(statistics.failed)} failed; window {low:g} to {high:g}",
         )
-        if len(found.depths) > 1:
+        if len(statistics.depths) > 1:
             print_wrapped(
                 console,
                 "the files have values of several kinds, and one window is for all of them: keep kinds of different "
                 "ranges in collections of their own",
             )
-        for bad in found.failed[:_SHOWN_FAILURES]:
+        for bad in statistics.failed[:_SHOWN_FAILURES]:
             print_wrapped(console, f"failed: {escape_filename(str(bad))}")
-        found.save(self.out, self.sources)
+        statistics.save(self.out, self.sources)
         print_wrapped(console, f"{self.out}: for `tubelet train --stats {self.out}`")
 
 
-def _table(found: "CollectionStatistics") -> "Table":
+def _table(statistics: "CollectionStatistics") -> "Table":
     from rich.table import Table
 
-    low, high = found.percentiles
+    low, high = statistics.percentiles
     table = Table(title="stored values; mean and std where the window is 0 to 1", title_justify="left")
     for column in ("channel", "min", f"{low:g} %", f"{high:g} %", "max", "mean", "std", "outside"):
         table.add_column(column, justify="right")
-    for number, each in enumerate(found.by_channel):
+    for number, each in enumerate(statistics.by_channel):
         values = (each.minimum, each.low, each.high, each.maximum, each.mean, each.std)
         table.add_row(str(number), *(f"{value:.6g}" for value in values), f"{100 * each.outside:.3f} %")
     return table

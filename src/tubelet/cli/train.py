@@ -39,13 +39,13 @@ class TrainingCommand(ConfigurableCommand):
         train(config, out, self.resume, open_console(), evaluate=teacher_evaluator(config))
 
     @classmethod
-    def defaults(cls, known: Known) -> dict[str, Any]:
+    def defaults(cls, options: Known) -> dict[str, Any]:
         """The settings of the run that is resumed."""
-        if not known.resume or known.out is None or not (known.out / "config.json").is_file():
+        if not options.resume or options.out is None or not (options.out / "config.json").is_file():
             return {}
         from tubelet.train.run_directory import read_config
 
-        return {"settings": read_config(known.out)}
+        return {"settings": read_config(options.out)}
 
 
 @dataclass(frozen=True, kw_only=True)

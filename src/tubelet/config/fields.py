@@ -112,9 +112,9 @@ def require_clip(frames: int, size: int) -> None:
     )
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the known name that is closest to a misspelled one; empty if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, list(names), n=1)
     return f" (nearest: {close[0]!r})" if close else ""
 
 
@@ -160,18 +160,18 @@ def overlay(default: S, values: Mapping[str, Any], where: str, path: str = "") -
         ConfigError: for an unknown key, naming the nearest valid one, and for a value that the field does not allow.
     """
     kinds, changed = type_hints(type(default)), object.__new__(type(default))
-    found = {}
+    merged = {}
     for key, value in values.items():
         name = f"{path}.{key}" if path else str(key)
         if key not in kinds:
             raise _unknown_key(where, name, path, kinds)
         now = getattr(default, key)
         if isinstance(now, Settings) and isinstance(value, Mapping):
-            found[key] = overlay(now, value, where, name)
+            merged[key] = overlay(now, value, where, name)
         else:
-            found[key] = _rebuild(kinds[key], value, where, name)
+            merged[key] = _rebuild(kinds[key], value, where, name)
     for key in kinds:
-        object.__setattr__(changed, key, found.get(key, getattr(default, key)))
+        object.__setattr__(changed, key, merged.get(key, getattr(default, key)))
     return changed
 
 
@@ -197,9 +197,9 @@ def current_keys(kind: type[Settings], values: Mapping[str, Any], where: str) ->
     return current
 
 
-def _unknown_key(where: str, name: str, path: str, known: Iterable[str]) -> ConfigError:
+def _unknown_key(where: str, name: str, path: str, names: Iterable[str]) -> ConfigError:
     prefix = f"{path}." if path else ""
-    return ConfigError(f"{where}: unknown key {name!r:.100}{nearest(name, [prefix + key for key in known])}")
+    return ConfigError(f"{where}: unknown key {name!r:.100}{nearest(name, [prefix + key for key in names])}")
 
 
 def _rebuild(kind: Any, value: Any, where: str, path: str) -> Any:
@@ -229,13 +229,13 @@ def _rebuild_config(kind: type[Settings], values: Any, where: str, path: str) ->
     for key in values:
         if key not in kinds:
             raise _unknown_key(where, f"{prefix}{key}", path, kinds)
-    found = {name: _rebuild(kinds[name], value, where, f"{prefix}{name}") for name, value in values.items()}
+    fields = {name: _rebuild(kinds[name], value, where, f"{prefix}{name}") for name, value in values.items()}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in found:
+        if required and field.name not in fields:
             raise ConfigError(f"{where}: {prefix}{field.name} is missing, expected {describe_type(kinds[field.name])}")
     try:
-        return kind(**found)
+        return kind(**fields)
     except SettingError as error:
         raise ConfigError(f"{where}: {prefix}{error}") from error
 

@@ -111,14 +111,14 @@ def segment_times(info: VideoInfo, frames: int, fps: float, segments: int) -> tu
     return [_times(info, frames, fps, k / (segments - 1))[0] for k in range(segments)], False
 
 
-def _times(info: VideoInfo, frames: int, fps: float, place: float) -> tuple[np.ndarray, bool]:
+def _times(info: VideoInfo, frames: int, fps: float, position: float) -> tuple[np.ndarray, bool]:
     """Times of a clip that starts at the fraction `place` in [0, 1] of the possible starts."""
     steps = np.arange(frames, dtype=np.float64)
     span = frames / fps
     # A duration is rounded to the container's time base: a video of exactly the requested length is not short.
     if info.duration_s < span - 1e-3:
         return steps * (info.duration_s / frames), True
-    return place * max(0.0, info.duration_s - span) + steps / fps, False
+    return position * max(0.0, info.duration_s - span) + steps / fps, False
 
 
 def augment(
@@ -267,10 +267,10 @@ def normalize(pixels: Tensor, statistics: PixelStatistics | None = None, dtype: 
     mean, std = _constants(pixels.device, statistics)
     values = pixels.float()
     if statistics is not None:
-        found, expected = pixels.shape[1], statistics.channels
-        if found != expected and {found, expected} != {1, 3}:
-            raise DataError(f"pixels have {found} channel{'s' * (found > 1)}, the model takes {expected}")
-        if found > expected:
+        channels, expected = pixels.shape[1], statistics.channels
+        if channels != expected and {channels, expected} != {1, 3}:
+            raise DataError(f"pixels have {channels} channel{'s' * (channels > 1)}, the model takes {expected}")
+        if channels > expected:
             values = torch.einsum("bcthw,c->bthw", values, values.new_tensor(LUMA)).unsqueeze(1)
         values = window_fractions(values, statistics)
     return ((values - mean) / std).to(dtype)

@@ -117,15 +117,15 @@ def decoder_options(container: str) -> dict[str, str]:
 def _size_of(file: Path) -> int:
     name = str(file)
     try:
-        found = file.stat()
+        status = file.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DecodeError(name, "does not exist") from error
     except OSError as error:
         raise DecodeError(name, f"cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise DecodeError(ascii(name), "is not a valid file name") from error
-    if S_ISDIR(found.st_mode):
+    if S_ISDIR(status.st_mode):
         raise DecodeError(name, "is a folder, not a file")
-    if not S_ISREG(found.st_mode):  # a pipe or a device may never end
+    if not S_ISREG(status.st_mode):  # a pipe or a device may never end
         raise DecodeError(name, "is not a regular file; copy it to one")
-    return found.st_size
+    return status.st_size

@@ -20,7 +20,7 @@ from tubelet.data.containers import Media
 from tubelet.data.size_limits import check_clip
 from tubelet.data.stacks import is_stack
 from tubelet.data.stacks.reader import StackReader
-from tubelet.data.video.reader import Shown, VideoInfo, VideoReader
+from tubelet.data.video.reader import DecodedFrame, VideoInfo, VideoReader
 from tubelet.data.video.sequential import decode_clips_sequentially
 
 __all__ = ["Frames", "Video", "VideoInfo", "read_frames"]
@@ -154,8 +154,8 @@ class Video:
         """
         converter = self._reader.converter
         height, width = size or converter.size
-        for shown in self._reader.scan(times):
-            yield converter.image(shown, height, width), shown.begins_s, shown.repeats
+        for frame in self._reader.scan(times):
+            yield converter.image(frame, height, width), frame.start_s, frame.repeats
 
     @property
     def time_base(self) -> Fraction:
@@ -175,8 +175,8 @@ class Video:
             DecodeError: the file is corrupt.
         """
         height, width = size or self._reader.converter.size
-        for shown in self._reader.all_frames():
-            yield self._reader.converter.image(shown, height, width), shown.begins_s
+        for frame in self._reader.all_frames():
+            yield self._reader.converter.image(frame, height, width), frame.start_s
 
     def frame_times(self) -> np.ndarray:
         """The seconds at which all frames begin to be shown, from their packets; nothing is decoded.
@@ -195,25 +195,25 @@ class Video:
         Raises:
             DecodeError: the file is corrupt, or its frames take too much memory.
         """
-        found = []
-        for shown in self._reader.all_frames():
-            found.append(shown)
-            check_clip(self.info.path, len(found), self.info.width, self.info.height)
-        return self._convert(found)
+        frames = []
+        for frame in self._reader.all_frames():
+            frames.append(frame)
+            check_clip(self.info.path, len(frames), self.info.width, self.info.height)
+        return self._convert(frames)
 
     def _clip(self, times: ArrayLike) -> Frames:
         return self._convert(self._reader.frames_at(np.asarray(times, dtype=np.float64)))
 
-    def _convert(self, found: list[Shown]) -> Frames:
+    def _convert(self, frames: list[DecodedFrame]) -> Frames:
         """Frames, each repeated as often as it is shown, as pixels and seconds."""
-        repeats = [shown.repeats for shown in found]
+        repeats = [frame.repeats for frame in frames]
         converter = self._reader.converter
         height, width = converter.size
         check_clip(self.info.path, sum(repeats), width, height)
         pixels = np.empty((sum(repeats), height, width, converter.channels), converter.dtype)
-        for shown, end in zip(found, np.cumsum(repeats), strict=True):
-            pixels[end - shown.repeats : end] = converter.image(shown, height, width)
-        times = np.repeat([shown.begins_s for shown in found], repeats)
+        for frame, end in zip(frames, np.cumsum(repeats), strict=True):
+            pixels[end - frame.repeats : end] = converter.image(frame, height, width)
+        times = np.repeat([frame.start_s for frame in frames], repeats)
         return Frames(torch.from_numpy(pixels), times)
 
 

@@ -45,5 +45,5 @@ def any_of(suffixes: frozenset[str]) -> str:
 @cache
 def names_with(suffixes: frozenset[str]) -> str:
     """A regular expression (RE2) for paths that end in one of some suffixes; a URL may end in a query."""
-    known = any_of(suffixes)
-    return rf"(?i)[^/]{known}$|^https?://[^?#]*[^/]{known}[?#]"
+    pattern = any_of(suffixes)
+    return rf"(?i)[^/]{pattern}$|^https?://[^?#]*[^/]{pattern}[?#]"

@@ -17,7 +17,7 @@ from tubelet.data.stacks import open_stack, read_frames_of
 from tubelet.data.stacks.reader import StackConverter, display_window, displayed, to_rgb
 from tubelet.data.stacks.tiff import is_deep, read_page
 from tubelet.data.storage import StorageError, suffix_of
-from tubelet.data.video.reader import Shown
+from tubelet.data.video.reader import DecodedFrame
 from tubelet.errors import DecodeError, TubeletError, first_line
 
 # Pillow's decoders that are used, whatever the suffix of a file: some others run external programs.
@@ -93,8 +93,8 @@ def _only_frame(name: str, full_depth: bool, window: tuple[float, float] | None,
         if display:
             stack = displayed(stack, name)
         converter = StackConverter(name, stack.info, full_depth, window)
-        shown = Shown(read_frames_of(stack, name, np.array([0]))[0], 1, 0.0)
-        return torch.from_numpy(converter.image(shown, info.height, info.width))
+        frame = DecodedFrame(read_frames_of(stack, name, np.array([0]))[0], 1, 0.0)
+        return torch.from_numpy(converter.image(frame, info.height, info.width))
     finally:
         stack.close()
 
@@ -141,8 +141,8 @@ def _stored(image: Image.Image) -> np.ndarray:
         if image.mode == "I" and image.format == "PNG":  # Pillow 10 reads 16 bits as 32
             values = values.astype(np.uint16)
         return values.astype(values.dtype.newbyteorder("="), copy=False)
-    kept = {"1": "L", "LA": "L"}.get(image.mode, "RGB")
-    values = np.array(image.convert(kept))
+    mode = {"1": "L", "LA": "L"}.get(image.mode, "RGB")
+    values = np.array(image.convert(mode))
     return values if values.ndim == 3 else values[..., None]
 
 

@@ -49,16 +49,16 @@ class EpisodeVideo:
     end_s: float | None = None
 
 
-def dataset_root(place: str) -> str | None:
+def dataset_root(source: str) -> str | None:
     """The data set that a folder or file is in or is, absolute or a URL; None if there is none.
 
     Raises:
         DataError: its meta/info.json is damaged.
     """
-    if not is_url(place):
-        path = Path(place)
+    if not is_url(source):
+        path = Path(source)
         return next((str(folder) for folder in (path, *path.parents) if is_dataset(str(folder))), None)
-    scheme, _, rest = place.partition("://")
+    scheme, _, rest = source.partition("://")
     parts = rest.rstrip("/").split("/")
     folders = ("/".join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((url for folder in folders if folder and _is_remote_dataset(url := f"{scheme}://{folder}")), None)
@@ -167,14 +167,14 @@ def _episode_video(
     root: Path, template: str, row: dict[str, Any], camera: str, chunk: int, several: bool
 ) -> EpisodeVideo:
     episode = int(row["episode_index"])
-    place: dict[str, Any] = {"video_key": camera, "episode_index": episode, "episode_chunk": episode // chunk}
+    fields: dict[str, Any] = {"video_key": camera, "episode_index": episode, "episode_chunk": episode // chunk}
     start_s, end_s = 0.0, None
     if several:
-        place |= {name: int(row[f"videos/{camera}/{name}"]) for name in ("chunk_index", "file_index")}
+        fields |= {name: int(row[f"videos/{camera}/{name}"]) for name in ("chunk_index", "file_index")}
         start_s, end_s = (float(row[f"videos/{camera}/{name}"]) for name in ("from_timestamp", "to_timestamp"))
         if not 0 <= start_s < end_s:
             raise ValueError(f"episode {episode} is from {start_s:g} to {end_s:g} s of {camera}")
-    path = root / template.format(**place)
+    path = root / template.format(**fields)
     if not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{path} is outside of the data set")
     tasks = row.get("tasks") or ()

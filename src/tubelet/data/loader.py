@@ -150,7 +150,7 @@ class StepDataset(Dataset[StepData]):
 
     def __getitem__(self, step: int) -> StepData:
         """The micro-batches of one step, and the files that were replaced because they cannot be read."""
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         bad: dict[_SampleKey, BadFile] = {}
         batches: list[Batch] = []
         short = 0
@@ -162,7 +162,7 @@ class StepDataset(Dataset[StepData]):
                 batches += self._micro_batches(modality, own, pixels, step)
         except TubeletError as error:  # with the bad files that were found before it
             return StepData([], list(bad.values()), failure=str(error))
-        return StepData(batches, list(bad.values()), short, seconds=time.perf_counter() - began)
+        return StepData(batches, list(bad.values()), short, seconds=time.perf_counter() - start_time)
 
     def _allocate(self, modality: Modality, count: int) -> Tensor:
         """(B, C, T, S, S) for this rank's samples; in a worker, in memory shared with its parent."""

@@ -72,9 +72,9 @@ def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, 
     return pa.chunked_array([joined]), rows, listed.form
 
 
-def root_of(place: str) -> str:
+def root_of(source: str) -> str:
     """A folder or URL in canonical form, to compare others with."""
-    return _plain_url(place) if is_url(place) else os.path.realpath(Path(place).expanduser())
+    return _plain_url(source) if is_url(source) else os.path.realpath(Path(source).expanduser())
 
 
 def absolute(path: Path) -> str:
@@ -93,9 +93,9 @@ class RealFolders:
 
     def __getitem__(self, folder: str) -> str:
         """The canonical path of an absolute one, "" for the root."""
-        known = self._known.get(folder)
-        if known is not None:
-            return known
+        resolved = self._known.get(folder)
+        if resolved is not None:
+            return resolved
         above, _, name = folder.rpartition("/")
         parent = self[above]
         if name in ("", "."):
@@ -201,9 +201,11 @@ def _existing(paths: Sequence[str], home: str, allowed: Sequence[str]) -> int:
     if is_url(home):
         urls = [_resolve_one(home, 0, home, path) for path in paths[:: max(1, len(paths) // _REMOTE_LOOKUPS)]]
         return sum(exists(url) for url in urls if any(_is_below(url, root) for root in allowed))
-    places = [os.path.join(home, path) for path in paths if not is_url(path)]  # noqa: PTH118
+    absolute_paths = [os.path.join(home, path) for path in paths if not is_url(path)]  # noqa: PTH118
     real = RealFolders()
-    inside = [place for place in places if _is_entered(str(Path(place).absolute().parent), real, allowed)]
+    inside = [
+        candidate for candidate in absolute_paths if _is_entered(str(Path(candidate).absolute().parent), real, allowed)
+    ]
     return sum(map(lexists, inside))
 
 
@@ -231,9 +233,9 @@ def _is_below(file: str, root: str) -> bool:
 def _common(files: list[str]) -> list[str]:
     """The common folder of some files, and the buckets or hosts of URLs."""
     local = [str(Path(file).parent) for file in files if not is_url(file)]
-    places = [commonpath(local)] if local else []
+    folders = [commonpath(local)] if local else []
     urls = [urlsplit(file) for file in files if is_url(file)]
-    return places + sorted({f"{url.scheme}://{url.netloc}" for url in urls})
+    return folders + sorted({f"{url.scheme}://{url.netloc}" for url in urls})
 
 
 def _read_parquet(manifest: str) -> PathList:
@@ -242,13 +244,13 @@ def _read_parquet(manifest: str) -> PathList:
         raise DataError(f"{manifest}: Parquet lists are read from a local disk; copy it")
     table = read_parquet(Path(manifest), None, "write the list again")
     header = [name.lower() for name in table.column_names]
-    place = path_column(header)
-    if place is None:
-        found = ", ".join(table.column_names)[:300]
-        raise DataError(f"{manifest}: has no column path, found {found}; rename the column with the paths")
+    index = path_column(header)
+    if index is None:
+        columns = ", ".join(table.column_names)[:300]
+        raise DataError(f"{manifest}: has no column path, found {columns}; rename the column with the paths")
     warn_of_misnamed_columns(manifest, header)
     try:
-        paths = pc.utf8_trim_whitespace(table.column(place).cast(pa.large_string()).combine_chunks())
+        paths = pc.utf8_trim_whitespace(table.column(index).cast(pa.large_string()).combine_chunks())
         values = {
             name: table.column(header.index(name)).cast(pa.float64()).combine_chunks()
             for name in ROW_COLUMNS
@@ -260,7 +262,7 @@ def _read_parquet(manifest: str) -> PathList:
     empty = pc.fill_null(pc.equal(pc.binary_length(paths), 0), True).to_numpy(zero_copy_only=False)
     if empty.any():
         raise DataError(f"{manifest}, row {lines[np.argmax(empty)]}: has no path; fill it or remove the row")
-    return PathList(paths, None, lines, f"Parquet, the paths in column {table.column_names[place]!r}", values)
+    return PathList(paths, None, lines, f"Parquet, the paths in column {table.column_names[index]!r}", values)
 
 
 def _content(manifest: str) -> bytes:

@@ -117,14 +117,14 @@ def to_input(values: np.ndarray, pixels: PixelStatistics, name: str) -> Tensor:
 
 def match_channels(values: np.ndarray, channels: int, name: str) -> np.ndarray:
     """Values (..., C') as (..., C): gray and RGB are converted, everything else must be equal."""
-    found = values.shape[-1]
-    if found == channels:
+    count = values.shape[-1]
+    if count == channels:
         return values
-    if (found, channels) == (3, 1):
+    if (count, channels) == (3, 1):
         return (values @ np.asarray(LUMA, dtype=values.dtype))[..., None]
-    if (found, channels) == (1, 3):
+    if (count, channels) == (1, 3):
         return np.broadcast_to(values, (*values.shape[:-1], 3))
-    has = f"has {found} channel{'s' * (found > 1)}"
+    has = f"has {count} channel{'s' * (count > 1)}"
     raise DecodeError(name, f"{has}, the model takes {channels}; leave it out, or select its channels")
 
 

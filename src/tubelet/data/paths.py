@@ -70,10 +70,10 @@ class Paths(Sequence[str]):
                 return Paths.of(self[i] for i in range(start, stop, step))
             offsets = self.offsets[start : max(start, stop) + 1]
             return Paths(self.text[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0])
-        place = index + len(self) * (index < 0)
-        if not 0 <= place < len(self):
+        position = index + len(self) * (index < 0)
+        if not 0 <= position < len(self):
             raise IndexError(f"no path {index} of {len(self)}")
-        start, stop = self.offsets[place : place + 2].tolist()
+        start, stop = self.offsets[position : position + 2].tolist()
         return os.fsdecode(self.text[start : stop - 1].numpy().tobytes())
 
     def __iter__(self) -> Iterator[str]:
@@ -91,8 +91,8 @@ class Paths(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        shown = ", ".join(map(repr, self[:3])) + ", ..." * (len(self) > 3)
-        return f"Paths({len(self)}: {shown})"
+        listed = ", ".join(map(repr, self[:3])) + ", ..." * (len(self) > 3)
+        return f"Paths({len(self)}: {listed})"
 
     def printed(self) -> Iterator[bytes]:
         """Blocks of the names as `escape_filename` writes them, in UTF-8, each name with a line feed at its end."""

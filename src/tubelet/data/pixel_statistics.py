@@ -152,33 +152,33 @@ def measure_collection(
     everything = [(modality, index, sample) for modality, index in indices for sample in range(len(index))]
     chosen = sorted(rng.permutation(len(everything))[:max_files])
     per_frame = min(_PIXELS, max(64, _VALUES // (len(chosen) * FRAMES_PER_FILE * (channels or 1))))
-    found: list[_FileValues] = []
+    measured: list[_FileValues] = []
     failed: list[BadFile] = []
     for done, number in enumerate(chosen):
         progress(done, len(chosen))
         try:
             modality, index, sample = everything[number]
-            found.append(_read_values(modality, index, sample, per_frame, rng))
+            measured.append(_read_values(modality, index, sample, per_frame, rng))
         except DecodeError as error:
             failed.append(BadFile(error.path, error.reason))
     progress(len(chosen), len(chosen))
-    if not found:
+    if not measured:
         raise DataError(f"{failed[0].path}: {failed[0].reason}; none of {len(failed)} files can be read")
-    channels = channels or Counter(file.values.shape[1] for file in found).most_common(1)[0][0]
+    channels = channels or Counter(file.values.shape[1] for file in measured).most_common(1)[0][0]
     matched: list[_FileValues] = []
-    for file in found:
+    for file in measured:
         try:
             matched.append(file.match(channels))
         except DecodeError as error:
             failed.append(BadFile(error.path, error.reason))
     if not matched:
-        raise DataError(f"{failed[-1].path}: {failed[-1].reason}; so has every one of {len(found)} files")
+        raise DataError(f"{failed[-1].path}: {failed[-1].reason}; so has every one of {len(measured)} files")
     pixels, by_channel = _summarize(matched, window, percentiles)
     return CollectionStatistics(
         pixels=pixels,
         by_channel=by_channel,
         percentiles=percentiles,
-        depths=dict(Counter(file.kind for file in found).most_common()),
+        depths=dict(Counter(file.kind for file in measured).most_common()),
         files=len(matched),
         frames=sum(file.frames for file in matched),
         available=len(everything),

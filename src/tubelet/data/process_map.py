@@ -55,21 +55,21 @@ def process_map(
         for job in jobs:
             done(job, work(job))
         return
-    began, stalls, before = time.monotonic(), StallDetector(), oom_kills()
+    start_time, stalls, before = time.monotonic(), StallDetector(), oom_kills()
     waiting: queue.SimpleQueue[tuple[int, J]] = queue.SimpleQueue()
     for pair in enumerate(jobs):
         waiting.put(pair)
-    ended: queue.SimpleQueue[tuple[_JobProcess, int, bool, Any]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[_JobProcess, int, bool, Any]] = queue.SimpleQueue()
     processes: list[_JobProcess] = []
     try:
         for _ in range(workers):  # one by one, so that those started are stopped if the next cannot be
-            processes.append(_JobProcess(work, waiting, ended))
+            processes.append(_JobProcess(work, waiting, results))
         left = len(jobs)
         while left:
-            if timeout_s is not None and time.monotonic() - began > timeout_s:
+            if timeout_s is not None and time.monotonic() - start_time > timeout_s:
                 raise TimeoutError
             try:
-                process, number, succeeded, result = ended.get(timeout=POLL_S)
+                process, number, succeeded, result = results.get(timeout=POLL_S)
             except queue.Empty:
                 stalls.check([p.reading for p in processes if p.reading is not None])
                 continue
@@ -99,13 +99,13 @@ class _JobProcess:
         reading: process, file, and seconds since the read began, while it reads a file.
     """
 
-    def __init__(self, work: Callable, waiting: "queue.SimpleQueue", ended: "queue.SimpleQueue") -> None:
+    def __init__(self, work: Callable, waiting: "queue.SimpleQueue", results: "queue.SimpleQueue") -> None:
         self.printed = tempfile.TemporaryFile()  # noqa: SIM115 - its standard error: shown when it ends, so that it can be quoted
         self.process = subprocess.Popen(
             [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.printed
         )
         self.file, self.since, self.running = "", 0.0, True
-        self.thread = threading.Thread(target=self._send_jobs, args=(work, waiting, ended), daemon=True)
+        self.thread = threading.Thread(target=self._send_jobs, args=(work, waiting, results), daemon=True)
         self.thread.start()
 
     @property

@@ -90,8 +90,8 @@ class WeightedSourceSampler:
 
     def _order(self, which: int, epoch: int) -> np.ndarray:
         """The order of the samples in an index's epoch; cached until another epoch is requested."""
-        known = self.orders.get(which)
-        if known is None or known[0] != epoch:
+        cached = self.orders.get(which)
+        if cached is None or cached[0] != epoch:
             own = (self.sources[which],) if self.weighted else ()
             seed = (self.seed, self.order_key, epoch, *own)
             index = self.indices[which]
@@ -101,8 +101,8 @@ class WeightedSourceSampler:
             else:
                 order = weighted_epoch_order(index.shard_ids(), len(index.files), weights, seed)
             kind = np.min_scalar_type(len(order))  # every worker has a copy
-            known = self.orders[which] = (epoch, order.astype(kind))
-        return known[1]
+            cached = self.orders[which] = (epoch, order.astype(kind))
+        return cached[1]
 
 
 def apportion(weights: Sequence[float], modality: Modality) -> np.ndarray:
@@ -138,8 +138,8 @@ def weighted_epoch_order(shard_ids: np.ndarray, files: int, weights: np.ndarray,
     count = len(weights)
     ends = np.cumsum(weights) / weights.sum() * count
     ends[-1] = count
-    places = np.arange(count) + np.random.default_rng((*seed, count)).random()
-    drawn = np.minimum(np.searchsorted(ends, places, side="right"), count - 1)
+    keys = np.arange(count) + np.random.default_rng((*seed, count)).random()
+    drawn = np.minimum(np.searchsorted(ends, keys, side="right"), count - 1)
     own = np.where(drawn < files, np.arange(count), count + shard_ids[drawn])
     return drawn[epoch_order(np.unique(own, return_inverse=True)[1], seed)]
 

@@ -109,8 +109,8 @@ class _Hidden:
         """A message, if there are any."""
         if not self.counts:
             return []
-        words = " and ".join(_counted(count, f"hidden {kind}") for kind, count in sorted(self.counts.items()))
-        return [f"ignored: {words}, such as {self.example}"]
+        summary = " and ".join(_counted(count, f"hidden {kind}") for kind, count in sorted(self.counts.items()))
+        return [f"ignored: {summary}, such as {self.example}"]
 
 
 def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaList:
@@ -145,22 +145,22 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
         if not single and is_shards(source):
             root = source.rstrip("/") if is_url(source) else os.path.realpath(Path(source).expanduser())
             shards.setdefault(root, open_shards(root))
-            found, rows = _NONE, None
+            listed, rows = _NONE, None
         else:
-            found, rows = _files_of(source, roots, notes, hidden)
+            listed, rows = _files_of(source, roots, notes, hidden)
             if rows:
-                found, rows = _without_weight(source, found, rows, notes)
-            kinds = kinds_of(found, not is_url(source) and Path(source).expanduser().is_dir())
+                listed, rows = _without_weight(source, listed, rows, notes)
+            kinds = kinds_of(listed, not is_url(source) and Path(source).expanduser().is_dir())
             media = kinds.video | kinds.image
             if not media.any():
-                raise DataError(f"{source}: {_what_instead(found)}; pass a source that has some")
+                raise DataError(f"{source}: {_what_instead(listed)}; pass a source that has some")
             if kinds.stacks:
                 has_stacks = True
                 what = _counted(kinds.stacks, "stack")
                 notes.append(f"{source}: {what} of frames; those that state no rate have the rate of the clips")
             for files, own in ((videos, kinds.video), (images, kinds.image)):
                 files.add(kinds.files.filter(pa.array(own)), rows and rows.take(own))
-            others.add(found.filter(pa.array(~media & ~kinds.repeated)))
+            others.add(listed.filter(pa.array(~media & ~kinds.repeated)))
         for files in (videos, images, others):
             files.close()
         ends.append(len(shards))
@@ -179,16 +179,16 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
 
 
 def _without_weight(
-    source: str, found: pa.ChunkedArray, rows: ListedRows, notes: list[str]
+    source: str, files: pa.ChunkedArray, rows: ListedRows, notes: list[str]
 ) -> tuple[pa.ChunkedArray, ListedRows]:
     """The files and rows of a list without those of weight 0."""
     drawn = (rows.weight > 0).numpy()
     if drawn.all():
-        return found, rows
+        return files, rows
     if not drawn.any():
         raise DataError(f"{source}: every row has the weight 0; give some a weight above 0")
     notes.append(f"{source}: {_counted(int((~drawn).sum()), 'row')} of weight 0 left out")
-    return found.filter(pa.array(drawn)), rows.take(drawn)
+    return files.filter(pa.array(drawn)), rows.take(drawn)
 
 
 class _Files:
@@ -268,10 +268,10 @@ def _files_of(
     remote = is_url(source)
     listed = suffix_of(source) in MANIFEST_SUFFIXES and (remote or path.is_file())
     if listed:
-        place = source if remote else str(path)
-        files, rows, form = listed_files(place, roots)
+        location = source if remote else str(path)
+        files, rows, form = listed_files(location, roots)
         what = "span" if rows and rows.has_spans() else "file"
-        notes.append(f"{place}: {_counted(len(files), what)} listed; read as {form}")
+        notes.append(f"{location}: {_counted(len(files), what)} listed; read as {form}")
         return files, rows
     files = to_arrow(_remote_files_of(source, hidden) if remote else _local_files_of(path, hidden))
     return _episodes_in(source, files, notes)
@@ -339,14 +339,14 @@ def _remote_files_of(source: str, hidden: _Hidden) -> Iterator[str]:
     if suffix_of(source) in MEDIA_SUFFIXES and not is_pattern(source):
         yield source
         return
-    found, left_out = find(source)
-    if not found:
+    names, left_out = find(source)
+    if not names:
         what = "nothing matches this pattern; check it (quote it in a shell)"
         raise MissingFileError(f"{source}: {what if is_pattern(source) else 'no such file or folder; check the URL'}")
     for url in left_out:
         if suffix_of(url) in MEDIA_SUFFIXES:
             hidden.add("file", url)
-    yield from found
+    yield from names
 
 
 def _folder(folder: str, hidden: _Hidden) -> Iterator[str]:
@@ -409,7 +409,7 @@ def _in_words(files: Sequence[str]) -> str:
     kinds: dict[str, list[str]] = {}
     for file in sorted(files):
         kinds.setdefault(suffix_of(file), []).append(file)
-    words = []
+    clauses = []
     for suffix, own in sorted(kinds.items()):
         broken = [file for file in own if not suffix and not is_url(file) and not os.path.exists(file)]  # noqa: PTH110
         for names, what in (
@@ -417,8 +417,8 @@ def _in_words(files: Sequence[str]) -> str:
             ([file for file in own if file not in broken], "file without a suffix" if not suffix else f"{suffix} file"),
         ):
             if names:
-                words.append(f"{_counted(len(names), what)} ({Path(names[0]).name}{', ...' * (len(names) > 1)})")
-    return ", ".join(words)
+                clauses.append(f"{_counted(len(names), what)} ({Path(names[0]).name}{', ...' * (len(names) > 1)})")
+    return ", ".join(clauses)
 
 
 def _counted(count: int, what: str) -> str:

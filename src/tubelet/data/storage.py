@@ -102,9 +102,9 @@ def find(url: str) -> tuple[list[str], list[str]]:
     def look() -> tuple[list[str], list[str]]:
         files, path = fsspec.core.url_to_fs(url)
         files.invalidate_cache()
-        found = files.glob(path, detail=True) if pattern else files.find(path, detail=True)
+        entries = files.glob(path, detail=True) if pattern else files.find(path, detail=True)
         names: list[str] = []
-        for name, about in found.items():
+        for name, about in entries.items():
             if about["type"] != "directory":
                 names.append(name)
             elif "**" not in path:  # a folder that matches stands for its files
@@ -112,11 +112,11 @@ def find(url: str) -> tuple[list[str], list[str]]:
         # Names that the user wrote in full do not count as hidden: the folder, or what precedes the first wildcard.
         root = _before_wildcards(path) if pattern else path.rstrip("/") + "/"
         objects = sorted({name for name in names if not name.endswith("/")})
-        shown = [name for name in objects if not has_hidden(name.removeprefix(root))]
-        if chained := [name for name in shown if "::" in name]:  # its URL would be read as something else
+        visible = [name for name in objects if not has_hidden(name.removeprefix(root))]
+        if chained := [name for name in visible if "::" in name]:  # its URL would be read as something else
             raise ValueError(f"the name {chained[0]} is parsed as a chain of URLs; rename it")
         hidden = [files.unstrip_protocol(name) for name in objects if has_hidden(name.removeprefix(root))]
-        return [files.unstrip_protocol(name) for name in shown], hidden
+        return [files.unstrip_protocol(name) for name in visible], hidden
 
     try:
         return with_retries(url, look)

@@ -148,14 +148,14 @@ class WorkerLoader(Generic[T]):
             yield item
 
     def _wait(self, items: Iterator[T]) -> T:
-        began, stalls = time.monotonic(), StallDetector()
+        start_time, stalls = time.monotonic(), StallDetector()
         while True:
             try:
                 return next(items)
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader timed out"):
                     raise
-            waited = time.monotonic() - began
+            waited = time.monotonic() - start_time
             if self.timeout_s is not None and waited >= self.timeout_s:
                 raise RuntimeError(f"DataLoader timed out after {self.timeout_s:g} seconds")
             if self.timeout_s is None:
@@ -180,9 +180,9 @@ class _ResultQueue:
         except Empty:
             raise
         except Exception:
-            ended = multiprocessing.connection.wait([worker.sentinel for worker in self.workers], EXIT_GRACE_S)
+            exited = multiprocessing.connection.wait([worker.sentinel for worker in self.workers], EXIT_GRACE_S)
             for worker in self.workers:
-                if worker.sentinel in ended:
+                if worker.sentinel in exited:
                     worker.join()
             raise
 
@@ -250,8 +250,8 @@ def free_shared_memory() -> int | None:
     """Free bytes of the memory in which workers pass items to their parent; None on systems that have no such limit."""
     if not SHARED_MEMORY.is_dir() or not hasattr(os, "statvfs"):
         return None
-    found = os.statvfs(SHARED_MEMORY)
-    return found.f_bavail * found.f_frsize
+    status = os.statvfs(SHARED_MEMORY)
+    return status.f_bavail * status.f_frsize
 
 
 def require_main_guard() -> None:

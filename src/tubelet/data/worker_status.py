@@ -121,11 +121,11 @@ class WorkerStatus:
 
 def _code_in(error: str) -> int | None:
     """The exit code in a message of PyTorch's."""
-    if found := re.search(r"exit code (\d+)", error):
-        return int(found[1])
+    if match := re.search(r"exit code (\d+)", error):
+        return int(match[1])
     names = {signal.strsignal(number): number for number in signal.valid_signals()}
-    found = re.search(r"by signal: (.+?)\.", error)
-    return -names[found[1]] if found and found[1] in names else None
+    match = re.search(r"by signal: (.+?)\.", error)
+    return -names[match[1]] if match and match[1] in names else None
 
 
 def explain_exit(code: int | None, files: Sequence[str], message: str, oom_before: int | None) -> str:
@@ -140,7 +140,7 @@ def explain_exit(code: int | None, files: Sequence[str], message: str, oom_befor
     if code == NO_MAIN_GUARD:
         return f": {_MAIN_GUARD}"
     status = f" ({describe_exit(code)})" if code else ""
-    reading = f" while reading {' or '.join(files)}" if files else ""
+    context = f" while reading {' or '.join(files)}" if files else ""
     cause = f": {message}" if message else ""
     if code is not None and -code in _CRASHES and files:
         cause += ": the decoder crashed on this file (exclude it)"
@@ -154,7 +154,7 @@ def explain_exit(code: int | None, files: Sequence[str], message: str, oom_befor
             cause += ": the kernel killed a process because it was out of memory (lower --workers)"
         else:
             cause += ": killed by another process, not for lack of memory"
-    return status + reading + cause
+    return status + context + cause
 
 
 def describe_exit(code: int) -> str:
@@ -196,7 +196,7 @@ class StallDetector:
         Raises:
             TubeletError: one has not used the CPU for `STALL_S`.
         """
-        now, seen = time.monotonic(), {}
+        now, stalled = time.monotonic(), {}
         for pid, file, seconds in active:
             try:
                 used = sum(psutil.Process(pid).cpu_times()[:2])
@@ -210,8 +210,8 @@ class StallDetector:
                     f"{file}: no data for the last {now - since:.0f} s of a read of {seconds:.0f} s; check whether its "
                     "disk or server responds"
                 )
-            seen[pid, file] = since, before
-        self.seen = seen
+            stalled[pid, file] = since, before
+        self.seen = stalled
 
 
 def setup_worker(parent: int | None) -> None:

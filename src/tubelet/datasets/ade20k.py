@@ -34,18 +34,18 @@ class Ade20k(Layout[SegmentationDataset]):
 
     @staticmethod
     def load(root: Path) -> SegmentationDataset:
-        found = find_root(root, ARCHIVES, MARKERS)
-        if found is None:
+        folder = find_root(root, ARCHIVES, MARKERS)
+        if folder is None:
             remedy = "ADEChallengeData2016.zip of the scene parsing benchmark, 150 classes"
             raise layout_error(_full_release(root) or root, "full release of ADE20K", remedy)
         class_of_label = np.full(256, IGNORED, np.uint8)
         class_of_label[1 : CLASSES + 1] = np.arange(CLASSES)
         return SegmentationDataset(
             name="ADE20K",
-            train=_split(found, "training"),
-            test=_split(found, "validation"),
-            excluded=count_hidden_media(found / "images" / split for split in ("training", "validation")),
-            classes=_class_names(found / "objectInfo150.txt"),
+            train=_split(folder, "training"),
+            test=_split(folder, "validation"),
+            excluded=count_hidden_media(folder / "images" / split for split in ("training", "validation")),
+            classes=_class_names(folder / "objectInfo150.txt"),
             class_of_label=class_of_label,
             known_labels=np.arange(256) <= CLASSES,
         )
@@ -53,7 +53,9 @@ class Ade20k(Layout[SegmentationDataset]):
 
 def _full_release(root: Path) -> Path | None:
     """Root of the full release, which has other annotations."""
-    return next((place for place in candidate_roots(root, ARCHIVES) if (place / "images/ADE/training").is_dir()), None)
+    return next(
+        (folder for folder in candidate_roots(root, ARCHIVES) if (folder / "images/ADE/training").is_dir()), None
+    )
 
 
 def _split(root: Path, split: str) -> list[DenseSample]:

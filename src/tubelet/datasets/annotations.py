@@ -173,8 +173,8 @@ def to_class_indices(
         unknown = next((int(v) for v in np.unique(labels[~known_labels[labels]])), -1)
         if unknown < 0:
             return class_of_label[labels]
-    known = ", ".join(_ranges(np.flatnonzero(known_labels).tolist()))
-    raise DataError(f"{path}: label {unknown}, expected labels {known}; is the file from another data set?")
+    expected = ", ".join(_ranges(np.flatnonzero(known_labels).tolist()))
+    raise DataError(f"{path}: label {unknown}, expected labels {expected}; is the file from another data set?")
 
 
 def _ranges(numbers: list[int]) -> Iterable[str]:

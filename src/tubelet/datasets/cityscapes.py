@@ -73,14 +73,14 @@ class Cityscapes(Layout[SegmentationDataset]):
 def _folders(root: Path) -> tuple[Path, Path] | None:
     """The folders of images and of labels."""
     pairs = (
-        (_folder(place, IMAGES), _folder(place, LABELS_FOLDER)) for place in candidate_roots(root, ("cityscapes",))
+        (_folder(folder, IMAGES), _folder(folder, LABELS_FOLDER)) for folder in candidate_roots(root, ("cityscapes",))
     )
     return next(((images, labels) for images, labels in pairs if images and labels), None)
 
 
 def _folder(root: Path, name: str) -> Path | None:
-    places = (root / f"{name}{archive}" for archive in ("", f"_trainvaltest/{name}"))
-    return next((place for place in places if (place / "train").is_dir() or (place / "val").is_dir()), None)
+    folders = (root / f"{name}{archive}" for archive in ("", f"_trainvaltest/{name}"))
+    return next((folder for folder in folders if (folder / "train").is_dir() or (folder / "val").is_dir()), None)
 
 
 def _split(images: Path, labels: Path, split: str) -> list[DenseSample]:

@@ -31,25 +31,25 @@ class Davis2017(Layout[VideoObjectDataset]):
 
     @staticmethod
     def load(root: Path) -> VideoObjectDataset:
-        found = find_root(root, ARCHIVES, (LIST,))
-        if found is None:
+        release = find_root(root, ARCHIVES, (LIST,))
+        if release is None:
             remedy = f"{Davis2017.expected}, as DAVIS-2017-trainval-480p.zip unpacks"
             raise layout_error(_other_edition(root) or root, f"no {LIST}", remedy)
-        for folder in (found / "JPEGImages", found / "Annotations"):
+        for folder in (release / "JPEGImages", release / "Annotations"):
             if not (folder / "480p").is_dir():
                 content = ", ".join(path.name for path in list_directory(folder)) if folder.is_dir() else "nothing"
                 raise DataError(f"{folder}: no 480p, found {content}; unpack DAVIS-2017-trainval-480p.zip here")
-        names = read_lines(found / LIST)
+        names = read_lines(release / LIST)
         if not names:
-            raise DataError(f"{found / LIST}: lists no sequence")
-        sequences = [_sequence(found, name) for name in names]
+            raise DataError(f"{release / LIST}: lists no sequence")
+        sequences = [_sequence(release, name) for name in names]
         return VideoObjectDataset(name="DAVIS 2017", sequences=sequences, output_folder="predictions")
 
 
 def _other_edition(root: Path) -> Path | None:
     """Root of another edition of DAVIS; Pascal VOC has the same folders."""
-    found = find_root(root, ARCHIVES, ("ImageSets", "JPEGImages", "Annotations"))
-    return found if found and not (found / "ImageSets" / "Segmentation").exists() else None
+    folder = find_root(root, ARCHIVES, ("ImageSets", "JPEGImages", "Annotations"))
+    return folder if folder and not (folder / "ImageSets" / "Segmentation").exists() else None
 
 
 def _sequence(root: Path, name: str) -> VideoObjectSequence:

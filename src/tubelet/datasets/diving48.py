@@ -69,8 +69,8 @@ class Diving48(Layout[ClassificationDataset]):
 
 
 def _list_folder(root: Path) -> Path | None:
-    places = (place / name for place in candidate_roots(root, ("diving48",)) for name in (".", *_LISTS))
-    return next((place for place in places if (place / TRAIN).is_file() or (place / VOCABULARY).is_file()), None)
+    folders = (folder / name for folder in candidate_roots(root, ("diving48",)) for name in (".", *_LISTS))
+    return next((folder for folder in folders if (folder / TRAIN).is_file() or (folder / VOCABULARY).is_file()), None)
 
 
 def _split(root: Path, path: Path, classes: int, videos: dict[str, Path]) -> list[LabeledFile]:

@@ -55,15 +55,15 @@ class EpicKitchens100(Layout[AnticipationDataset]):
 
 
 def _find(root: Path, names: tuple[str, ...]) -> Path | None:
-    folders = (place / inside for place in candidate_roots(root) for inside in (".", *_FOLDERS))
+    folders = (candidate / inside for candidate in candidate_roots(root) for inside in (".", *_FOLDERS))
     return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
 def _required_file(root: Path, names: tuple[str, ...]) -> Path:
-    found = _find(root, names)
-    if found is None:
+    path = _find(root, names)
+    if path is None:
         raise layout_error(root, f"no {names[0]}", EpicKitchens100.expected)
-    return found
+    return path
 
 
 def _class_names(root: Path, kind: str) -> tuple[str, ...]:

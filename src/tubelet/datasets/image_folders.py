@@ -40,15 +40,15 @@ class ImageFolders(Layout[ClassificationDataset]):
 
     @staticmethod
     def load(root: Path) -> ClassificationDataset:
-        found = _root(root)
-        if found is None:
+        folder = _root(root)
+        if folder is None:
             raise layout_error(root, "no folders of images", ImageFolders.expected)
-        train, val = (split_folder(found, split) for split in SPLITS)
+        train, val = (split_folder(folder, split) for split in SPLITS)
         return load_class_folders(root, "image folders", train, val, IMAGE_SUFFIXES, IMAGE_PROTOCOL)
 
 
 def _root(root: Path) -> Path | None:
-    return next((place for place in candidate_roots(root) if all(_has_images(place, s) for s in SPLITS)), None)
+    return next((folder for folder in candidate_roots(root) if all(_has_images(folder, s) for s in SPLITS)), None)
 
 
 def _has_images(root: Path, split: str) -> bool:

@@ -69,7 +69,7 @@ class ImageNet(Layout[ClassificationDataset]):
 
 
 def _root(root: Path) -> Path | None:
-    return next((place for place in candidate_roots(root, _ARCHIVES) if _is_root(place)), None)
+    return next((folder for folder in candidate_roots(root, _ARCHIVES) if _is_root(folder)), None)
 
 
 def _is_root(root: Path) -> bool:
@@ -84,10 +84,10 @@ def _flat_images(val: Path) -> list[Path]:
     """Images directly in the folder of the split, or in its only folder, val/images."""
     if not val.is_dir():
         return []
-    found = media_files(val, IMAGE_SUFFIXES)
-    if found and found[0].parent == val:
-        return [] if has_classes(val, IMAGE_SUFFIXES) else found  # a stray image makes no flat folder
-    return found if len(subfolders(val)) == 1 else []
+    images = media_files(val, IMAGE_SUFFIXES)
+    if images and images[0].parent == val:
+        return [] if has_classes(val, IMAGE_SUFFIXES) else images  # a stray image makes no flat folder
+    return images if len(subfolders(val)) == 1 else []
 
 
 def _ancestors(named: Path, base: Path) -> Iterator[Path]:
@@ -104,9 +104,11 @@ def _listed_images(named: Path, val: Path, images: list[Path], synsets: list[str
     Raises:
         DataError: There is no list, or it lacks an image or has a class without training images.
     """
-    folders = [place / inside for place in _ancestors(named, val.parent) for inside in (".", "meta", "caffe_ilsvrc12")]
-    places = [folder / name for name in LISTS for folder in (val, *folders)]
-    path = next((place for place in places if place.is_file()), None)
+    folders = [
+        candidate / inside for candidate in _ancestors(named, val.parent) for inside in (".", "meta", "caffe_ilsvrc12")
+    ]
+    paths = [folder / name for name in LISTS for folder in (val, *folders)]
+    path = next((candidate for candidate in paths if candidate.is_file()), None)
     if path is None:
         expected = f"{val.name}/CLASS/*.JPEG, or a list of its classes, {' or '.join(LISTS)}"
         raise layout_error(val.parent, f"{val.name}/ has no folder for each class", expected)
@@ -133,7 +135,7 @@ def _listed_images(named: Path, val: Path, images: list[Path], synsets: list[str
 
 def _class_names(named: Path, base: Path, synsets: list[str]) -> tuple[str, ...]:
     """Class names, unique: two synsets of ImageNet are called crane, and two maillot."""
-    path = next((place / NAMES for place in _ancestors(named, base) if (place / NAMES).is_file()), None)
+    path = next((folder / NAMES for folder in _ancestors(named, base) if (folder / NAMES).is_file()), None)
     pairs = (line.partition(" ") for line in (read_lines(path) if path else ()))
     names = {synset: name.split(",")[0].strip() for synset, _, name in pairs if name}
     count = Counter(names.get(synset, synset) for synset in synsets)

@@ -29,15 +29,15 @@ class Kinetics(Layout[ClassificationDataset]):
 
     @staticmethod
     def detect(root: Path) -> bool:
-        found = find_lists(root)
-        return found is not None and any(map(has_kinetics_header, found[1:]))
+        lists = find_lists(root)
+        return lists is not None and any(map(has_kinetics_header, lists[1:]))
 
     @staticmethod
     def load(root: Path) -> ClassificationDataset:
-        found = find_lists(root)
-        if found is None:
+        located = find_lists(root)
+        if located is None:
             raise layout_error(root, "no annotations", Kinetics.expected)
-        root, *lists = found
+        root, *lists = located
         for path in lists:
             if not has_kinetics_header(path):
                 raise DataError(f"{path}: no header, expected columns {', '.join(_COLUMNS)} as in the other split")

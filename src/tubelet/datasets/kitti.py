@@ -60,7 +60,7 @@ def _root(root: Path) -> Path | None:
 def _split(root: Path, split: str) -> tuple[list[DenseSample], int]:
     """Samples of a split, and the number of its images without depth."""
     places = [root / folder / name for folder in (".", "splits", "train_test_inputs") for name in LISTS[split]]
-    lists = [place for place in places if place.is_file()]
+    lists = [path for path in places if path.is_file()]
     if not lists:
         raise MissingFileError(f"{root}: no list of Eigen's {split} split; expected {' or '.join(LISTS[split])}")
     folders = [root / name for name in DEPTHS if (root / name).is_dir()]
@@ -71,7 +71,7 @@ def _split(root: Path, split: str) -> tuple[list[DenseSample], int]:
             without_depth += 1
             continue
         places = [folder / names[1] for folder in folders]
-        target = next((place for place in places if place.is_file()), places[0])
+        target = next((path for path in places if path.is_file()), places[0])
         image = images / names[0]
         if not image.is_file() and image.with_suffix(".jpg").is_file():  # converted, as for monodepth2
             image = image.with_suffix(".jpg")

@@ -60,8 +60,8 @@ _LAYOUTS: list[type[Layout[Any]]] = []
 def layouts_of(record: type[D]) -> list[type[Layout[D]]]:
     """Layouts that load a type of record, in the order of detection."""
     _import_modules()
-    found = [layout for layout in _LAYOUTS if layout.record is record]
-    return sorted(found, key=lambda layout: (layout.priority, layout.__module__))
+    layouts = [layout for layout in _LAYOUTS if layout.record is record]
+    return sorted(layouts, key=lambda layout: (layout.priority, layout.__module__))
 
 
 def find(root: Path, record: type[D]) -> D:

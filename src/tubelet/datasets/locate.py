@@ -38,10 +38,10 @@ def find_folder(folders: Sequence[Path], name: str) -> Path | None:
     """
     first, _, rest = name.partition("/")
     exact = [path for path in folders if path.name == first]
-    found = exact or [path for path in folders if _simplified(path.name) == _simplified(first)]
-    if not found:
+    matches = exact or [path for path in folders if _simplified(path.name) == _simplified(first)]
+    if not matches:
         return None
-    return find_folder(subfolders(found[0]), rest) if rest else found[0]
+    return find_folder(subfolders(matches[0]), rest) if rest else matches[0]
 
 
 def _simplified(name: str) -> str:
@@ -51,7 +51,7 @@ def _simplified(name: str) -> str:
 def find_root(root: Path, archives: Sequence[str], markers: Sequence[str]) -> Path | None:
     """The first of `candidate_roots` that holds all markers, which are relative paths."""
     candidates = candidate_roots(root, archives)
-    return next((place for place in candidates if all((place / marker).exists() for marker in markers)), None)
+    return next((folder for folder in candidates if all((folder / marker).exists() for marker in markers)), None)
 
 
 def list_directory(folder: Path) -> list[Path]:
@@ -78,8 +78,8 @@ def entry_names(folder: Path, folders_only: bool = False) -> list[str]:
 
 def glob_visible(folder: Path, pattern: str) -> list[Path]:
     """Visible paths below a directory that match a pattern, sorted; empty if there is no such directory."""
-    found = folder.glob(pattern) if folder.is_dir() else ()
-    return sorted(path for path in found if not any(map(is_hidden, path.relative_to(folder).parts)))
+    paths = folder.glob(pattern) if folder.is_dir() else ()
+    return sorted(path for path in paths if not any(map(is_hidden, path.relative_to(folder).parts)))
 
 
 def list_images(folder: Path, suffixes: Sequence[str] = (".jpg", ".jpeg", ".png")) -> list[Path]:
@@ -89,10 +89,10 @@ def list_images(folder: Path, suffixes: Sequence[str] = (".jpg", ".jpeg", ".png"
         DataError: There are none.
     """
     entries = list_directory(folder) if folder.is_dir() else []
-    found = [path for path in entries if path.suffix.lower() in suffixes]
-    if not found:
+    images = [path for path in entries if path.suffix.lower() in suffixes]
+    if not images:
         raise DataError(f"{folder}: no images found, expected {', '.join(suffixes)} files")
-    return found
+    return images
 
 
 def index_videos(root: Path, folders: Sequence[Path], preferred: str) -> dict[str, Path]:
@@ -109,7 +109,7 @@ def index_videos(root: Path, folders: Sequence[Path], preferred: str) -> dict[st
 
 
 def _index_by_stem(folders: Sequence[Path], preferred: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    index: dict[str, Path] = {}
     visited: set[str] = set()
     for folder in folders:
         for parent, inside, files in os.walk(folder, followlinks=True):
@@ -121,8 +121,8 @@ def _index_by_stem(folders: Sequence[Path], preferred: str) -> dict[str, Path]:
             for name in sorted(files, key=lambda name: (not name.lower().endswith(preferred), name)):
                 stem, dot, suffix = name.rpartition(".")
                 if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES and not is_hidden(name):
-                    found.setdefault(stem, Path(parent, name))
-    return found
+                    index.setdefault(stem, Path(parent, name))
+    return index
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -284,8 +284,8 @@ class DepthDataset(DenseDataset):
             DataError: The file is unreadable, or is not a depth map.
         """
         meters = self.read_meters(sample)
-        known = np.isfinite(meters) & (meters > 0) & (meters < self.max_depth)
-        return np.where(known, meters, 0).astype(np.float32)
+        valid = np.isfinite(meters) & (meters > 0) & (meters < self.max_depth)
+        return np.where(valid, meters, 0).astype(np.float32)
 
     def read_meters(self, sample: DenseSample) -> NDArray[Any]:
         """(H, W) depth in meters as the target file has it; the default reads a 16-bit PNG."""
@@ -433,8 +433,8 @@ def check_samples(samples: list[DenseSample], split: str, root: Path) -> list[De
         for path, what in ((sample.image, "image"), (sample.target, "annotation")):
             if not path.is_file():
                 other = find_other_suffix(path)
-                found = f"; found {other.name} instead" if other else ""
-                raise MissingFileError(f"{path}: missing {what} of {sample.name} in the {split} split{found}")
+                hint = f"; found {other.name} instead" if other else ""
+                raise MissingFileError(f"{path}: missing {what} of {sample.name} in the {split} split{hint}")
     return samples
 
 
@@ -458,9 +458,9 @@ def drop_missing_files(samples: Sequence[S], split: str, max_failed_fraction: fl
             missing.append(BadFile(str(sample.path), "listed but missing"))
     if len(missing) > max_failed_fraction * len(samples) or not existing:
         other = find_other_suffix(Path(missing[0].path))
-        found = f" (found {other.name} instead)" if other else ""
+        hint = f" (found {other.name} instead)" if other else ""
         raise MissingFileError(
-            f"{missing[0].path}: listed in the {split} split but missing{found}, like {len(missing) - 1} more of its "
+            f"{missing[0].path}: listed in the {split} split but missing{hint}, like {len(missing) - 1} more of its "
             f"{len(samples)} files; --max-failed-fraction {len(missing) / len(samples):.3g} would skip them"
         )
     return existing, missing

@@ -75,9 +75,9 @@ class SomethingSomethingV2(Layout[ClassificationDataset]):
 
 def _root(root: Path) -> Path | None:
     """The directory of the JSON files; else that of the lists or the videos."""
-    places = list(candidate_roots(root, _ARCHIVES))
-    others = (place for place in places if (place / VIDEOS).is_dir() or _has_own_lists(place))
-    return next((place for place in places if _has_own_labels(place)), None) or next(others, None)
+    folders = list(candidate_roots(root, _ARCHIVES))
+    others = (folder for folder in folders if (folder / VIDEOS).is_dir() or _has_own_lists(folder))
+    return next((folder for folder in folders if _has_own_labels(folder)), None) or next(others, None)
 
 
 def _has_own_labels(root: Path) -> bool:
@@ -92,21 +92,21 @@ def _has_own_labels(root: Path) -> bool:
 
 
 def _has_own_lists(root: Path) -> bool:
-    found = find_list(root, "train")
-    return found is not None and found.name.lower().startswith(("ssv", "sthv"))
+    path = find_list(root, "train")
+    return path is not None and path.name.lower().startswith(("ssv", "sthv"))
 
 
 def _json_file(root: Path, name: str) -> Path | None:
     names = (f"{name}.json", f"{_OLD_PREFIX}{name}.json")
-    places = (root / folder / file for folder in _LISTS for file in names)
-    return next((place for place in places if place.is_file()), None)
+    paths = (root / folder / file for folder in _LISTS for file in names)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _required_file(root: Path, name: str) -> Path:
-    found = _json_file(root, name) or (_json_file(root, "val") if name == "validation" else None)
-    if found is None:
+    path = _json_file(root, name) or (_json_file(root, "val") if name == "validation" else None)
+    if path is None:
         raise layout_error(root, f"no labels/{name}.json", SomethingSomethingV2.expected)
-    return found
+    return path
 
 
 def _split(root: Path, path: Path, numbers: dict[str, int], videos: dict[str, Path]) -> list[LabeledFile]:

@@ -29,10 +29,10 @@ class VideoFolders(Layout[ClassificationDataset]):
 
     @staticmethod
     def load(root: Path) -> ClassificationDataset:
-        found = _root(root)
-        if found is None:
+        folder = _root(root)
+        if folder is None:
             raise layout_error(root, "no folders of videos", VideoFolders.expected)
-        train, val = (next(split_folders(found, split)) for split in SPLITS)
+        train, val = (next(split_folders(folder, split)) for split in SPLITS)
         return load_class_folders(root, "video folders", train, val, VIDEO_SUFFIXES, KINETICS_PROTOCOL)
 
 
@@ -45,8 +45,8 @@ def split_folders(root: Path, split: str) -> Iterator[Path]:
 
 
 def _root(root: Path) -> Path | None:
-    places = candidate_roots(root, ARCHIVES)
-    return next((place for place in places if all(_has_videos(place, split) for split in SPLITS)), None)
+    folders = candidate_roots(root, ARCHIVES)
+    return next((folder for folder in folders if all(_has_videos(folder, split) for split in SPLITS)), None)
 
 
 def _has_videos(root: Path, split: str) -> bool:

@@ -38,16 +38,16 @@ class VideoLists(Layout[ClassificationDataset]):
 
     @staticmethod
     def detect(root: Path) -> bool:
-        found = find_lists(root)
-        return found is not None and not any(map(_lists_images, found[1:]))
+        lists = find_lists(root)
+        return lists is not None and not any(map(_lists_images, lists[1:]))
 
     @staticmethod
     def load(root: Path) -> ClassificationDataset:
-        found = find_lists(root)
-        if found is None:
+        located = find_lists(root)
+        if located is None:
             split = "val" if find_list(root, "train") else "train"
             raise layout_error(root, f"no list of the {split} split", VideoLists.expected)
-        named, (root, train, val) = root, found
+        named, (root, train, val) = root, located
         lists = {path: read_labeled_paths(path, root) for path in (train, val)}
         classes, numbers = _classes({path: rows for path, (rows, _) in lists.items()})
         trained = {numbers[label] for _, _, label in lists[train][0]}
@@ -87,10 +87,10 @@ def _classes(lists: dict[Path, list[tuple[int, Path, str]]]) -> tuple[tuple[str,
 
 def find_lists(root: Path) -> tuple[Path, Path, Path] | None:
     """The first candidate root that has lists of both splits, and those lists."""
-    for place in candidate_roots(root, ARCHIVES):
-        train, val = (find_list(place, split) for split in SPLITS)
+    for folder in candidate_roots(root, ARCHIVES):
+        train, val = (find_list(folder, split) for split in SPLITS)
         if train is not None and val is not None:
-            return place, train, val
+            return folder, train, val
     return None
 
 
@@ -101,9 +101,9 @@ def find_list(root: Path, split: str) -> Path | None:
     for folder in (root / "annotations", root, root / "lists", root / "labels", *named):
         if folder is not None and folder.is_dir():
             names = (name for name in entry_names(folder) if pattern.fullmatch(name))
-            found = [folder / name for name in names if (folder / name).is_file()]
-            if found:
-                return min(found, key=lambda path: (path.suffix != ".csv", len(path.name), path.name))
+            paths = [folder / name for name in names if (folder / name).is_file()]
+            if paths:
+                return min(paths, key=lambda path: (path.suffix != ".csv", len(path.name), path.name))
     return None
 
 

@@ -52,13 +52,13 @@ class YouTubeVos(Layout[VideoObjectDataset]):
 
     @staticmethod
     def load(root: Path) -> VideoObjectDataset:
-        found = _root(root)
-        if found is None:
+        folder = _root(root)
+        if folder is None:
             remedy = f"{YouTubeVos.expected}, which the evaluation uses"
             raise layout_error(_training_root(root) or root, "no valid/ next to train/", remedy)
-        meta_file = found / "meta.json"
+        meta_file = folder / "meta.json"
         if not meta_file.is_file():
-            raise layout_error(found, "no meta.json", YouTubeVos.expected)
+            raise layout_error(folder, "no meta.json", YouTubeVos.expected)
         objects = {
             name: {
                 parse_index(number, f"{meta_file}: videos.{name}: object number"): entry["frames"]
@@ -68,16 +68,16 @@ class YouTubeVos(Layout[VideoObjectDataset]):
         }
         if not objects:
             raise DataError(f"{meta_file}: lists no sequence")
-        sequences = [_sequence(found, meta_file, name, entries) for name, entries in sorted(objects.items())]
+        sequences = [_sequence(folder, meta_file, name, entries) for name, entries in sorted(objects.items())]
         return VideoObjectDataset(name="YouTube-VOS", sequences=sequences, output_folder="predictions/Annotations")
 
 
 def _root(root: Path) -> Path | None:
     """Folder of the validation split; the folder itself may be named."""
     for split in SPLITS:
-        found = find_root(root, ARCHIVES, (f"{split}/JPEGImages",))
-        if found is not None:
-            return next(found / name for name in SPLITS if (found / name / "JPEGImages").is_dir())
+        folder = find_root(root, ARCHIVES, (f"{split}/JPEGImages",))
+        if folder is not None:
+            return next(folder / name for name in SPLITS if (folder / name / "JPEGImages").is_dir())
     return root if (root / "meta.json").is_file() and (root / "JPEGImages").is_dir() else None
 
 

@@ -88,8 +88,8 @@ def whiten(x: NDArray[np.float32]) -> NDArray[np.float32]:
     centered = x - x.mean(0, dtype=np.float64).astype(np.float32)
     covariance = (centered.T @ centered).astype(np.float64) / max(1, len(x) - 1)
     variances, directions = np.linalg.eigh(covariance)
-    kept = slice(None, -min(DIMENSIONS, len(variances), max(2, len(x) // ROWS_EACH)) - 1, -1)
-    variances, directions = np.maximum(variances[kept], 0), directions[:, kept]
+    selection = slice(None, -min(DIMENSIONS, len(variances), max(2, len(x) // ROWS_EACH)) - 1, -1)
+    variances, directions = np.maximum(variances[selection], 0), directions[:, selection]
     directions *= np.where(directions[np.abs(directions).argmax(0), range(directions.shape[1])] < 0, -1, 1)
     scale = 1 / np.sqrt(variances + max(_SHRINKAGE * float(covariance.trace()) / len(covariance), 1e-12))
     white = centered @ (directions * scale).astype(np.float32)

@@ -87,8 +87,8 @@ class CollectionClips(IterableDataset[EmbedBatch]):
                     else:
                         self.done[key] = before.found
             self.samples[modality] = np.flatnonzero(undone)
-        kept = {escape_filename(i.key(n)) for i in self.indices.values() for n in range(len(i) if done else 0)}
-        self.gone = {key for key, file in done.items() if key not in kept and file.is_gone()}
+        done_names = {escape_filename(i.key(n)) for i in self.indices.values() for n in range(len(i) if done else 0)}
+        self.gone = {key for key, file in done.items() if key not in done_names and file.is_gone()}
 
     def remaining(self) -> int:
         """Number of incomplete files."""

@@ -88,13 +88,13 @@ def find_duplicates(clips: ClipVectors, margin: float = DUPLICATE_MARGIN) -> lis
         step = float(np.diff(middle).mean()) if len(middle) > 1 else float(2 * half[0])
         return _Clips(middle, max(step, 1e-3), half, clips.vectors[own], background[own])
 
-    found = []
+    pairs = []
     for group in _groups(matches):
         a, b = int(group[0, 0]), int(group[0, 1])
         pair = _align((a, b), clips_of(a), clips_of(b), group[:, 2] - begins[a], group[:, 3] - begins[b])
         if pair is not None and pair.margin >= margin:
-            found.append(pair)
-    return sorted(found, key=lambda pair: (-pair.margin, pair.files))
+            pairs.append(pair)
+    return sorted(pairs, key=lambda pair: (-pair.margin, pair.files))
 
 
 def group_duplicates(pairs: Sequence[DuplicatePair]) -> list[list[int]]:

@@ -92,7 +92,7 @@ def cluster_clips(vectors: NDArray[np.float32], count: int, seed: int) -> NDArra
     """
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(vectors)
-    labels = min((_k_means(x, min(count, len(x)), rng) for _ in range(_STARTS)), key=lambda found: found[1])[0]
+    labels = min((_k_means(x, min(count, len(x)), rng) for _ in range(_STARTS)), key=lambda result: result[1])[0]
     sizes = np.bincount(labels, minlength=min(count, len(x)))
     rank = np.empty(len(sizes), np.int64)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))

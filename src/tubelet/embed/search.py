@@ -121,14 +121,14 @@ def search(
         try:
             center = _center(index, len(query))
             if box is None:
-                found = _nearest_clips(index, query - center, center, top)
+                hits = _nearest_clips(index, query - center, center, top)
             else:
-                found = _nearest_moments(index, _discriminant(index, query - center, center), center, top)
+                hits = _nearest_moments(index, _discriminant(index, query - center, center), center, top)
         except PartRemovedError:  # `tubelet embed` replaces rows of changed files: read the table again
             if not left:
                 raise
         else:
-            return _with_boxes(found)
+            return _with_boxes(hits)
     raise AssertionError
 
 
@@ -268,11 +268,11 @@ def _top(candidates: list[_Candidate], top: int) -> list[_Candidate]:
     return sorted(candidates, key=lambda candidate: -candidate.hit.similarity)[:top]
 
 
-def _with_boxes(found: list[_Candidate]) -> list[Hit]:
+def _with_boxes(candidates: list[_Candidate]) -> list[Hit]:
     """Hits, with their boxes if there are similarities of tokens."""
     hits, unknown = [], []
     known_size = cache(frame_size)
-    for candidate in found:
+    for candidate in candidates:
         box = None
         if candidate.similarities is not None:
             try:

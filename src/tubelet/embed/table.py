@@ -114,16 +114,16 @@ class FeatureTable(PartTable):
 
     def done(self) -> dict[str, FileProgress]:
         """Progress of each file and span, by key, see `row_keys`."""
-        found: dict[str, FileProgress] = {}
+        progress: dict[str, FileProgress] = {}
         names = ["clip_index", "clips", "size_bytes", "changed_s"]
         for part in parts(self.path):
             table = read_part(part, ["path", *names], SPAN)
             columns = [row_keys(table).to_pylist(), *(table[name].to_pylist() for name in ("path", *names))]
             for key, path, clip, clips, size, changed in zip(*columns, strict=True):
-                file = found.setdefault(key, FileProgress(path, clips))
+                file = progress.setdefault(key, FileProgress(path, clips))
                 file.found.add(clip)
                 file.versions.add((size, changed))
-        return found
+        return progress
 
 
 def _upgrade(path: Path, settings: Mapping[str, Any]) -> None:

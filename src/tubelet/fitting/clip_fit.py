@@ -140,15 +140,15 @@ def load_clip_data(
     features = features or extract_rows(
         context.extract, table.rows, table, context.head_input, context.model.config.pixels
     )
-    place = {id(row): i for i, row in enumerate(features.rows)}
-    kept = [place.get(id(row), -1) for row in table.rows]
+    row_index = {id(row): i for i, row in enumerate(features.rows)}
+    selected = [row_index.get(id(row), -1) for row in table.rows]
     splits = [
-        tuple(np.array([kept[row] for row in rows if kept[row] >= 0], np.int64) for rows in split)
+        tuple(np.array([selected[row] for row in rows if selected[row] >= 0], np.int64) for rows in split)
         for split in context.splits
     ]
     if any(not len(rows) for split in splits for rows in split):
         raise DataError(f"{table.path}: after unreadable files, no rows are left to train on or to measure on")
-    units = row_units(table)[[i for i, row in enumerate(kept) if row >= 0]]
+    units = row_units(table)[[i for i, row in enumerate(selected) if row >= 0]]
     data = ClipData(
         features=features,
         targets=objective.targets(features.rows, table),
@@ -219,11 +219,11 @@ def held_out_logits(
     """
     data, splits = load_clip_data(context, objective, features)
     used = [_subset(context, data, train, train_fraction) for train, _ in splits]
-    found = [
+    logits = [
         train_clips(context, objective, data, [candidate], rows, held_out)[0][1]
         for rows, (_, held_out) in zip(used, splits, strict=True)
     ]
-    return torch.cat(found), round(sum(map(len, used)) / len(splits))
+    return torch.cat(logits), round(sum(map(len, used)) / len(splits))
 
 
 def _subset(context: FitContext, data: ClipData, train: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:

@@ -118,7 +118,7 @@ def _baseline_logits(
     constant = "majority class" if objective.link != "identity" else "mean value"
     shares = fit.targets[np.concatenate([train for train, _ in fit.splits])].mean(0)
     logits = {"log": shares.clamp(min=1e-6).log(), "logit": shares.logit(1e-6), "identity": shares}[objective.link]
-    found = [(constant, logits.expand(len(fit.held_out), K))]
+    baselines = [(constant, logits.expand(len(fit.held_out), K))]
     linear = candidates(context.task, ("linear",), context.config, len(fit.targets))[0]
     neighbors = Candidate(network="knn", options={}, hparams=None)
     for name, candidate, values in (
@@ -128,11 +128,11 @@ def _baseline_logits(
         if name == "motion energy" and context.head_input.frames == 1:
             continue  # an image has no motion
         flat = values.flatten(1)[:, None, None]  # (M, 1, 1, T·P)
-        found.append((name, held_out_logits(context, objective, candidate, _with_tokens(features, flat))[0]))
-    twin = random_init_like(context.model, context.config.seed)
-    random = context.with_model(twin)
-    found.append(("random weights", held_out_logits(random, objective, fit.candidate)[0]))
-    return found
+        baselines.append((name, held_out_logits(context, objective, candidate, _with_tokens(features, flat))[0]))
+    random_model = random_init_like(context.model, context.config.seed)
+    random = context.with_model(random_model)
+    baselines.append(("random weights", held_out_logits(random, objective, fit.candidate)[0]))
+    return baselines
 
 
 def _with_tokens(features: ClipFeatures, tokens: Tensor) -> ClipFeatures:
@@ -196,19 +196,19 @@ def _errors(
     context: FitContext, fit: ClipFit, report: ClipReport, answers: Tensor, targets: Tensor
 ) -> list[HeldOutError]:
     badness = report.badness(answers, targets)
-    found = []
+    examples = []
     for i in badness.argsort(descending=True)[:WORST].tolist():
         if badness[i] <= 0:
             break
         row = fit.features.rows[int(fit.held_out[i])]
         start_s, end_s = span_of(row, context.table)
         truth, answer = report.describe(answers[i], targets[i])
-        found.append(
+        examples.append(
             HeldOutError(
                 path=row.path, start_s=start_s, end_s=end_s, truth=truth, answer=answer, score=float(badness[i])
             )
         )
-    return found
+    return examples
 
 
 def _examples(context: FitContext, fit: ClipFit, report: ClipReport) -> dict[str, int]:

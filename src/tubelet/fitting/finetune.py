@@ -217,12 +217,12 @@ def finetune(
                 group["lr"] = schedule.lr(group["peak_lr"], step)
             _take_step(encoder, trained, optimizer, batch, context.head_input, loss, seed * 1_000_003 + step)
             context.progress("fine-tuning", step + 1, steps)
-            last, began = step + 1 == steps, time.monotonic()
-            if last or signals.received or began - saved > interval:
+            last, start_time = step + 1 == steps, time.monotonic()
+            if last or signals.received or start_time - saved > interval:
                 kept = {name: part for name, part in parts.items() if name != "optimizer" or not last}
                 write_state(state, kept, step + 1)
                 saved = time.monotonic()
-                interval = max(SAVE_SECONDS, _SAVING_SHARE * (saved - began))
+                interval = max(SAVE_SECONDS, _SAVING_SHARE * (saved - start_time))
             if signals.received:
                 raise InterruptedRunError(
                     f"{signals.received.name}: stopped after step {step + 1} of {steps} of fine-tuning, which is "

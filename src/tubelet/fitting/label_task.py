@@ -112,8 +112,8 @@ def get_label_task(name: str) -> LabelTask:
     Raises:
         ConfigError: if there is none, naming the nearest.
     """
-    known = label_task_names()
-    if name not in known:
-        raise ConfigError(f"task is {name!r}, expected one of {', '.join(known)}{nearest(name, known)}")
+    names = label_task_names()
+    if name not in names:
+        raise ConfigError(f"task is {name!r}, expected one of {', '.join(names)}{nearest(name, names)}")
     task: LabelTask = importlib.import_module(f"tubelet.fitting.tasks.{name}").LABEL_TASK
     return task

@@ -130,7 +130,7 @@ def head_input(task: LabelTask, model: Backbone, config: FitConfig, images: bool
             f"is {config.stride_s}, expected {step_s:g}, the seconds of a time step, for causal timelines; remove it",
         )
         stride_steps = 1
-    found = HeadInput(
+    result = HeadInput(
         image_size=size,
         frames=frames,
         fps=fps,
@@ -141,8 +141,8 @@ def head_input(task: LabelTask, model: Backbone, config: FitConfig, images: bool
     )
     model.config.grid(frames, size, size)
     if not images:
-        clip_steps(found, model.config.tubelet_size)
-    return found
+        clip_steps(result, model.config.tubelet_size)
+    return result
 
 
 def choose_splits(table: LabelTable, config: FitConfig) -> Sequence[Split]:

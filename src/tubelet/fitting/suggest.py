@@ -182,13 +182,13 @@ def find_unlabeled(context: FitContext) -> UnlabeledClips:
     sources = config.unlabeled or sorted({str(row.path.parent) for row in table.rows})
     media = list_media(sources)
     index = build_index(media, Modality.IMAGE if context.head_input.frames == 1 else Modality.VIDEO)
-    found = [(Path(path), index.span(number) or (0.0, None)) for number, path in enumerate(index.files)]
+    clips = [(Path(path), index.span(number) or (0.0, None)) for number, path in enumerate(index.files)]
     whole = {row.path.resolve() for row in table.rows if row.start_s is None or context.task == "timeline"}
     spans: dict[Path, list[tuple[float, float]]] = {}
     for row in table.rows:
         if row.start_s is not None and row.end_s is not None:
             spans.setdefault(row.path.resolve(), []).append((row.start_s, row.end_s))
-    parts = _evenly([(file, span) for file, span in found if file.resolve() not in whole], most)
+    parts = _evenly([(file, span) for file, span in clips if file.resolve() not in whole], most)
     files = list(dict.fromkeys(file for file, _ in parts))
     bare = LabelTable(path=table.path, format="", digest="", columns=(), rows=[_row(file) for file in files])
     facts = read_media_facts(bare, context.task, max(1, config.workers))

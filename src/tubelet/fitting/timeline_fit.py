@@ -96,11 +96,11 @@ def load_timelines(context: FitContext) -> TimelineData:
         LabeledVideo(steps=video, spans=_joined(spans[video.path]), targets=own, unit=units[video.path])
         for video, own in zip(videos, targets, strict=True)
     ]
-    place = {video.path: i for i, video in enumerate(videos)}
+    video_index = {video.path: i for i, video in enumerate(videos)}
     splits = []
     for split in context.splits:
-        sides = [dict.fromkeys(table.rows[row].path for row in rows) for rows in split]
-        train, held_out = ([place[path] for path in side if path in place] for side in sides)
+        path_splits = [dict.fromkeys(table.rows[row].path for row in rows) for rows in split]
+        train, held_out = ([video_index[path] for path in side if path in video_index] for side in path_splits)
         if not train or not held_out:
             raise DataError(f"{table.path}: after unreadable files, no videos are left to train on or to measure on")
         splits.append((train, held_out))
@@ -115,16 +115,16 @@ def _by_start(span: Span) -> tuple[float, float]:
 
 def _joined(spans: Sequence[Span]) -> list[Span]:
     """Spans by start; those of one class that touch are one, for no score over time could tell them apart."""
-    found: list[Span] = []
+    joined: list[Span] = []
     latest: dict[int, int] = {}  # class -> place of its last span
     for span in sorted(spans, key=_by_start):
-        place = latest.get(span.class_index)
-        if place is not None and span.start_s <= found[place].end_s + _TOUCHING_S:
-            found[place] = found[place]._replace(end_s=max(found[place].end_s, span.end_s))
+        index = latest.get(span.class_index)
+        if index is not None and span.start_s <= joined[index].end_s + _TOUCHING_S:
+            joined[index] = joined[index]._replace(end_s=max(joined[index].end_s, span.end_s))
         else:
-            latest[span.class_index] = len(found)
-            found.append(span)
-    return found
+            latest[span.class_index] = len(joined)
+            joined.append(span)
+    return joined
 
 
 def _overlaps(spans: Sequence[Span]) -> bool:
@@ -142,7 +142,7 @@ def inner_split(context: FitContext, data: TimelineData, train: Sequence[int]) -
     rows = [replace(row, split="") for row in context.table.rows if row.path in paths]
     table = replace(context.table, rows=rows)
     try:
-        sides = split_rows(table, context.config.held_out_fraction, context.config.seed)
+        halves = split_rows(table, context.config.held_out_fraction, context.config.seed)
     except LabelError as error:
         raise LabelError(
             context.table.path,
@@ -151,7 +151,7 @@ def inner_split(context: FitContext, data: TimelineData, train: Sequence[int]) -
                 "videos (one to train on, one to choose by, one to measure on)"
             ],
         ) from error
-    fitting, choosing = (list(dict.fromkeys(paths[rows[r].path] for r in side)) for side in sides)
+    fitting, choosing = (list(dict.fromkeys(paths[rows[r].path] for r in side)) for side in halves)
     return fitting, choosing
 
 

@@ -66,7 +66,7 @@ def candidates(task: str, networks: Sequence[str], config: FitConfig, samples: i
     Raises:
         ConfigError: for a network that does not exist, or is for other tasks.
     """
-    found = []
+    grid = []
     for name in networks:
         network = get_network(name)
         require(
@@ -75,14 +75,14 @@ def candidates(task: str, networks: Sequence[str], config: FitConfig, samples: i
         recipe = network.recipe
         if recipe is None:
             if config.finetune == "none":  # an encoder is trained through a network with gradients
-                found.append(Candidate(network=name, options={}, hparams=None))
+                grid.append(Candidate(network=name, options={}, hparams=None))
             continue
         options = recipe.options | ({"causal": True} if config.causal and task == "timeline" else {})
         batch_size = min(config.batch_size or recipe.batch_size, samples)
         per_epoch = -(-samples // batch_size)
         steps = per_epoch * config.epochs if config.epochs else max(recipe.least_steps, per_epoch * recipe.epochs)
         for rate in config.learning_rates or recipe.learning_rates:
-            found += [
+            grid += [
                 Candidate(
                     network=name,
                     options=options,
@@ -93,11 +93,11 @@ def candidates(task: str, networks: Sequence[str], config: FitConfig, samples: i
                 for decay in config.weight_decays or recipe.weight_decays
             ]
     require(
-        bool(found),
+        bool(grid),
         "networks",
         f"is {' '.join(networks)}, not trained by gradients, which finetune {config.finetune} needs; add linear",
     )
-    return found
+    return grid
 
 
 def train_candidates(

@@ -108,5 +108,5 @@ class _CrossAttention(nn.Module):
         B, Q, D = queries.shape
         q = self.q(queries).view(B, Q, self.heads, -1).transpose(1, 2)
         k, v = self.kv(self.norm1(x)).view(B, x.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        found = queries + nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, Q, D)
-        return found + self.mlp(self.norm2(found))
+        output = queries + nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, Q, D)
+        return output + self.mlp(self.norm2(output))

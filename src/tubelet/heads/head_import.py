@@ -98,16 +98,16 @@ def _from_release(path: Path, encoder: str | Path | Backbone | None) -> Head:
     tensors = state_dict_from({"classifiers[0]": probes[0]}, "classifiers[0]", path)
     names = {name.removeprefix("module."): value for name, value in tensors.items()}
     state, blocks, classes = read_probe(names, "release", _PROBE_HEADS, str(path))
-    known = RELEASED_PROBES.get(path.name)
-    if encoder is None and known is None:
+    probe = RELEASED_PROBES.get(path.name)
+    if encoder is None and probe is None:
         raise ConfigError(
             f"{path}: the encoder of this probe is not known by its file name, expected one of "
             f"{', '.join(RELEASED_PROBES)}; pass the encoder"
         )
-    source = known.encoder if encoder is None and known is not None else encoder
+    source = probe.encoder if encoder is None and probe is not None else encoder
     assert source is not None
     model = source if isinstance(source, Backbone) else load_unplaced(source, LoadSpec())
-    size, frames, fps = (known.image_size, known.frames, known.fps) if known else (256, 16, DEFAULT_FPS)
+    size, frames, fps = (probe.image_size, probe.frames, probe.fps) if probe else (256, 16, DEFAULT_FPS)
     numbers = tuple(map(str, range(classes)))
     name = model.name if isinstance(source, Backbone) else str(source)
     clips = HeadInput(image_size=size, frames=frames, fps=fps, stride_s=frames / fps, views=_VIEWS, padded=True)

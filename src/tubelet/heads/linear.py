@@ -96,8 +96,8 @@ def fit_whitening(batches: Iterable[Tensor]) -> Whitening:
         count, total, products = count + len(x), total + x.sum(0), products + x.mT @ x
     mean = total / count
     variance, directions = torch.linalg.eigh(products / count - torch.outer(mean, mean))
-    kept = variance > _LEAST_VARIANCE * variance[-1].clamp(min=1e-12)
-    scale = torch.where(kept, variance, 1.0).rsqrt() * kept
+    selected = variance > _LEAST_VARIANCE * variance[-1].clamp(min=1e-12)
+    scale = torch.where(selected, variance, 1.0).rsqrt() * selected
     return Whitening(mean.float(), (directions * scale).float())
 
 

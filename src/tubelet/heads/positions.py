@@ -30,5 +30,5 @@ def token_positions(tokens: int, like: Tensor) -> Tensor:
 
 def append_positions(tokens: Tensor) -> Tensor:
     """(..., N, D) tokens of square windows -> (..., N, D + 5)."""
-    places = token_positions(tokens.shape[-2], tokens)
-    return torch.cat([tokens, places.expand(*tokens.shape[:-1], -1)], dim=-1)
+    positions = token_positions(tokens.shape[-2], tokens)
+    return torch.cat([tokens, positions.expand(*tokens.shape[:-1], -1)], dim=-1)

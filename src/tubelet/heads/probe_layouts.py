@@ -68,12 +68,12 @@ def read_probe(tensors: Mapping[str, Tensor], layout: ProbeLayout, heads: int, w
 
 def write_probe(state: Mapping[str, Tensor], layout: ProbeLayout) -> State:
     """The tensors of a probe of one output in another layout; the inverse of `read_probe`."""
-    found: State = {}
+    tensors: State = {}
     for name, value in state.items():
         theirs = _their_names(name, layout)
         value = value.unsqueeze(0) if name == "queries" else value
-        found |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
-    return found
+        tensors |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
+    return tensors
 
 
 def _their_names(name: str, layout: ProbeLayout) -> list[str]:

@@ -51,7 +51,7 @@ class _Rules:
         """These rules, with that of one class from others."""
         own = np.arange(len(self.on)) == k
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Rules(*(np.where(own, theirs, mine) for mine, theirs in pairs))
+        return _Rules(*(np.where(own, new, current) for current, new in pairs))
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,11 @@ class _Fitter:
         """The best rules that differ in the rule of one class, or the present ones if those are about as good."""
         counts = self._truth.counts
         own = np.flatnonzero(counts) if self._exclusive else np.array([k])
-        found = self.search(rules, np.array([k]))
-        before, after = (self._score(each, own)[0] for each in (rules, found))
+        best = self.search(rules, np.array([k]))
+        before, after = (self._score(each, own)[0] for each in (rules, best))
         spans = counts[k] or counts.sum() / np.count_nonzero(counts)
         error = np.sqrt(before * (1 - before) / spans) / len(own)  # of the mean, of which this class is a part
-        return found if after >= before + _ERRORS * error else rules
+        return best if after >= before + _ERRORS * error else rules
 
     def _coarse(self) -> list[tuple[float, float, float, float]]:
         if self._exclusive:
@@ -236,8 +236,8 @@ class _Fitter:
         edges = runs.start_s[1:].copy()
         gaps = np.flatnonzero(same & (runs.first[1:] > runs.last[:-1]))
         columns = (video[gaps], runs.last[gaps], runs.first[gaps + 1], runs.classes[gaps], runs.classes[gaps + 1])
-        found = [self._edge(*key) for key in zip(*(own.tolist() for own in columns), strict=True)]
-        edges[gaps] = np.array(found) + self._truth.shifts_s[video[gaps]]
+        computed = [self._edge(*key) for key in zip(*(own.tolist() for own in columns), strict=True)]
+        edges[gaps] = np.array(computed) + self._truth.shifts_s[video[gaps]]
         start[1:] = np.where(same, edges, start[1:])
         end[:-1] = np.where(same, edges, end[:-1])
         return replace(runs, start_s=start, end_s=end)
@@ -259,13 +259,13 @@ class _Fitter:
         shift = spans.classes * truth.copy_s
         start, end = spans.start_s + shift, spans.end_s + shift
         own = np.searchsorted(truth.start_s, (start + end) / 2, "right") - 1
-        known = np.maximum(own, 0)
-        common = (np.minimum(end, truth.end_s[known]) - np.maximum(start, truth.start_s[known])).clip(0)
-        union = end - start + truth.end_s[known] - truth.start_s[known] - common
+        indices = np.maximum(own, 0)
+        common = (np.minimum(end, truth.end_s[indices]) - np.maximum(start, truth.start_s[indices])).clip(0)
+        union = end - start + truth.end_s[indices] - truth.start_s[indices] - common
         overlap = np.where((own >= 0) & (union > 0), common / np.maximum(union, _SAME), 0.0)
-        found = overlap >= _OVERLAP
-        _, first = np.unique(own[found], return_index=True)
-        owner, amount = spans.classes[found][first], overlap[found][first]
+        matched = overlap >= _OVERLAP
+        _, first = np.unique(own[matched], return_index=True)
+        owner, amount = spans.classes[matched][first], overlap[matched][first]
         hits = np.bincount(owner, minlength=classes).astype(float)
         return hits, np.bincount(owner, weights=amount, minlength=classes).astype(float)
 

@@ -153,12 +153,12 @@ def read_npz(path: Path, expected: Mapping[str, ArraySpec], limit: int, remedy: 
             raise file_error(path, f"{name} holds {array.dtype}, expected one of the kinds {kinds!r}", remedy)
         if shape is None:
             continue
-        known = [sizes.get(side, side) if isinstance(side, str) else side for side in shape]
-        fits = len(known) == array.ndim and all(
-            isinstance(side, str) or side == length for side, length in zip(known, array.shape, strict=True)
+        expected_shape = [sizes.get(side, side) if isinstance(side, str) else side for side in shape]
+        fits = len(expected_shape) == array.ndim and all(
+            isinstance(side, str) or side == length for side, length in zip(expected_shape, array.shape, strict=True)
         )
         if not fits:
-            words = ", ".join(map(str, known))
+            words = ", ".join(map(str, expected_shape))
             raise file_error(path, f"{name} has shape {array.shape}, expected ({words})", remedy)
         sizes |= {side: length for side, length in zip(shape, array.shape, strict=True) if isinstance(side, str)}
     return arrays
@@ -220,8 +220,8 @@ def read_single_npz(path: Path, limit: int, remedy: str = COPY_AGAIN) -> NDArray
     """
     names = npz_names(path, remedy)
     if len(names) != 1:
-        found = ", ".join(names[:10])
-        raise file_error(path, f"has {len(names)} arrays ({found}), expected one", "save each as a file of its own")
+        listed = ", ".join(names[:10])
+        raise file_error(path, f"has {len(names)} arrays ({listed}), expected one", "save each as a file of its own")
     return read_npz(path, {names[0]: ArraySpec("buif", None)}, limit, remedy)[names[0]]
 
 
@@ -275,8 +275,10 @@ def read_parquet(
         with pq.ParquetFile(path) as file:
             _check_table(path, file.metadata, remedy)
             if columns is not None:
-                found = {name: kind for name, kind in (optional or {}).items() if name in file.schema_arrow.names}
-                columns = {**columns, **found}
+                optional_columns = {
+                    name: kind for name, kind in (optional or {}).items() if name in file.schema_arrow.names
+                }
+                columns = {**columns, **optional_columns}
                 _check_columns(path, file.schema_arrow, columns, remedy)
         texts = [name for name, kind in (columns or {}).items() if kind == "string"]
         # Strings stay dictionary-encoded until their lengths are known: few bytes can stand for many long strings.
@@ -284,8 +286,8 @@ def read_parquet(
             table = file.read(columns=None if columns is None else list(columns), use_threads=False)
             table.validate(full=True)
         for name in texts:
-            place = table.schema.get_field_index(name)
-            table = table.set_column(place, name, _plain_text(path, name, table.column(place), remedy))
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, name, _plain_text(path, name, table.column(index), remedy))
     except TubeletError:
         raise
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
@@ -322,11 +324,11 @@ def _check_columns(path: Path, schema: pa.Schema, columns: Mapping[str, str], re
     import pyarrow as pa
 
     for name, expected in columns.items():
-        places = schema.get_all_field_indices(name)
-        if len(places) != 1:
-            found = ", ".join(schema.names[:20])
-            raise file_error(path, f"has {len(places) or 'no'} columns {name!r} (found {found})", remedy)
-        kind = schema.field(places[0]).type
+        indices = schema.get_all_field_indices(name)
+        if len(indices) != 1:
+            names = ", ".join(schema.names[:20])
+            raise file_error(path, f"has {len(indices) or 'no'} columns {name!r} (found {names})", remedy)
+        kind = schema.field(indices[0]).type
         if expected in ("vector", "sizes"):
             matches = pa.types.is_floating if expected == "vector" else pa.types.is_integer
             fits = pa.types.is_fixed_size_list(kind) and matches(kind.value_type) and kind.list_size > 0

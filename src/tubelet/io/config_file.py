@@ -63,7 +63,7 @@ def _parse_yaml(text: str, path: Path) -> Any:
         raise file_error(path, "is nested too deeply", _REMEDY) from error
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        location = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise file_error(
-            path, f"is not YAML ({getattr(error, 'problem', None) or first_line(error)}{place})", _REMEDY
+            path, f"is not YAML ({getattr(error, 'problem', None) or first_line(error)}{location})", _REMEDY
         ) from error

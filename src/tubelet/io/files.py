@@ -269,16 +269,16 @@ def set_compile_cache() -> None:
         return
     try:
         folder = cache_dir().absolute() / "compiled"
-        there = next(place for place in (folder, *folder.parents) if place.exists())
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     except (OSError, TubeletError):
         return
-    if there.is_dir() and os.access(there, os.W_OK):
+    if existing.is_dir() and os.access(existing, os.W_OK):
         os.environ[_COMPILE_CACHE] = str(folder)
 
 
 def remove_incomplete_libraries() -> None:
     """Remove what a compiler that was killed left: an empty library would be taken for a finished one for ever."""
     for library in Path(os.environ[_COMPILE_CACHE]).rglob("*.so") if os.environ.get(_COMPILE_CACHE) else ():
-        found = library.stat()
-        if found.st_size == 0 and time.time() - found.st_mtime > _LINKING_S:
+        status = library.stat()
+        if status.st_size == 0 and time.time() - status.st_mtime > _LINKING_S:
             library.unlink(missing_ok=True)

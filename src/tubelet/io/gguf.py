@@ -88,10 +88,10 @@ class _Cursor:
         if not isinstance(alignment, int) or not 1 <= alignment <= 2**20:
             raise ValueError(f"general.alignment is {alignment!r}")
         begin = -(-self.position // alignment) * alignment
-        found = {name: self._tensor(name, begin + offset, shape, kind) for name, shape, kind, offset in infos}
-        if len(found) < len(infos):
+        named = {name: self._tensor(name, begin + offset, shape, kind) for name, shape, kind, offset in infos}
+        if len(named) < len(infos):
             raise ValueError("two tensors have one name")
-        return metadata, found
+        return metadata, named
 
     def _tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
@@ -133,11 +133,11 @@ class _Cursor:
         return struct.unpack(f"<{form}", self._bytes(struct.calcsize(f"<{form}")))
 
     def _bytes(self, count: int) -> bytes:
-        found = self.data[self.position : self.position + count].tobytes()
-        if len(found) < count:
+        data = self.data[self.position : self.position + count].tobytes()
+        if len(data) < count:
             raise ValueError("it ends too early")
         self.position += count
-        return found
+        return data
 
 
 def _packed(value: Any) -> bytes:

@@ -140,8 +140,8 @@ def parse_json(text: str | bytes, where: str | Path, kind: Any = Any, remedy: st
     except InvalidValueError as error:
         raise file_error(where, str(error), remedy) from error
     except json.JSONDecodeError as error:
-        place = f" at line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f" at {error.pos}"
-        raise file_error(where, f"is not JSON ({error.msg}{place})", remedy) from error
+        location = f" at line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f" at {error.pos}"
+        raise file_error(where, f"is not JSON ({error.msg}{location})", remedy) from error
     except RecursionError as error:
         raise file_error(where, f"is not JSON of at most {JSON_DEPTH} levels", remedy) from error
     except ValueError as error:  # such as a whole number of more digits than Python converts
@@ -163,13 +163,13 @@ def validate_content(kind: Any, value: Any, where: str | Path, remedy: str = COP
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
         raise InvalidValueError(
             repr(next(key for key in keys if keys.count(key) > 1))[:100], "appears twice in one object"
         )
-    return found
+    return result
 
 
 def _constant(name: str) -> None:

@@ -67,11 +67,11 @@ def find_media(name: str, home: Path, folders: Sequence[Path] = ()) -> Path:
     if not name or any(ord(character) < 32 for character in name):
         return home / "unnamed"
     names = [part for part in name.split("/") if part not in ("", ".", "..")] or ["unnamed"]
-    places = [home, *folders]
+    roots = [home, *folders]
     tails = ["/".join(names[-count:]) for count in (len(names), 2, 1)]
-    candidates = [Path(name)] * name.startswith("/") + [place / tail for place in places for tail in tails]
-    found = next((path for path in candidates if is_file(path)), home / names[-1])
-    return Path(absolute(found.absolute()))
+    candidates = [Path(name)] * name.startswith("/") + [root / tail for root in roots for tail in tails]
+    resolved = next((path for path in candidates if is_file(path)), home / names[-1])
+    return Path(absolute(resolved.absolute()))
 
 
 def is_file(path: Path) -> bool:
@@ -104,7 +104,7 @@ def build_table(
 ) -> LabelTable:
     """The table of some rows; columns of a format that has none are those that some row has."""
     if columns is None:
-        known = {
+        facts = {
             "path": True,
             "start_s": any(row.start_s is not None for row in rows),
             "end_s": any(row.end_s is not None for row in rows),
@@ -115,7 +115,7 @@ def build_table(
             "split": any(row.split for row in rows),
             "group": any(row.group for row in rows),
         }
-        columns = [name for name, present in known.items() if present]
+        columns = [name for name, present in facts.items() if present]
     legend = dict(sorted((legend or {}).items()))
     classes = sorted({label for row in rows for label in row.labels})
     return LabelTable(

@@ -99,10 +99,10 @@ def _timed(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fau
     rows, faulty = [], {line for line, _ in table.faults}
     for row in table.rows:
         if not facts[row.path].fault and row.line not in faulty:
-            found: list[str] = []
-            timed = _with_times(row, facts[row.path], found)
-            faults += [_fault(table, row, problem) for problem in found]
-            rows += [] if found else [timed]
+            problems: list[str] = []
+            timed = _with_times(row, facts[row.path], problems)
+            faults += [_fault(table, row, problem) for problem in problems]
+            rows += [] if problems else [timed]
     moments = [row for row in table.rows if row.start_s is not None and row.end_s is None]
     if count := sum(row.mask is None and row.depth is None for row in moments):
         logger.info("%d labels are about moments: each is a span of %g s around its time", count, MOMENT_S)
@@ -112,7 +112,7 @@ def _timed(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fau
 
 def _sentences(faults: Iterable[Fault]) -> list[str]:
     """Faults by line, each once."""
-    return list(dict.fromkeys(sentence for _, sentence in sorted(faults, key=lambda fault: fault[0])))
+    return list(dict.fromkeys(message for _, message in sorted(faults, key=lambda fault: fault[0])))
 
 
 def _fault(table: LabelTable, row: LabelRow, problem: str) -> Fault:
@@ -132,35 +132,35 @@ def _media_faults(table: LabelTable, facts: Mapping[Path, MediaFacts]) -> Iterat
 
 
 def _listed(kind: str, lines: Sequence[int]) -> str:
-    shown = ", ".join(map(str, lines[:_SHOWN]))
+    listed = ", ".join(map(str, lines[:_SHOWN]))
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return f"{kind}{'s' * (len(lines) > 1)} {shown}{more}"
+    return f"{kind}{'s' * (len(lines) > 1)} {listed}{more}"
 
 
-def _with_times(row: LabelRow, facts: MediaFacts, found: list[str]) -> LabelRow:
+def _with_times(row: LabelRow, facts: MediaFacts, problems: list[str]) -> LabelRow:
     """A row with its span in seconds; what is wrong with the span is appended to `found`."""
     for name, frame in (("start_frame", row.start_frame), ("end_frame", row.end_frame)):
         if frame is not None and not facts.duration_s:
-            found.append(f"{name} is {frame}, but {row.path.name} is an image")
+            problems.append(f"{name} is {frame}, but {row.path.name} is an image")
         elif frame is not None and frame not in facts.frame_s:
-            found.append(f"{name} is {frame}, beyond the {facts.frames} frames of {row.path.name}")
-    if found:
+            problems.append(f"{name} is {frame}, beyond the {facts.frames} frames of {row.path.name}")
+    if problems:
         return row
     start = row.start_s if row.start_frame is None else facts.frame_s[row.start_frame]
     end = row.end_s if row.end_frame is None else facts.frame_s[row.end_frame]
     if start is None:
         if end is not None:
-            found.append("has an end and no start; fill start_s, with 0 for the beginning")
+            problems.append("has an end and no start; fill start_s, with 0 for the beginning")
         return row
     length = facts.duration_s
     if not length:
-        found.append(f"has a start at {start:g} s, but {row.path.name} is an image")
+        problems.append(f"has a start at {start:g} s, but {row.path.name} is an image")
     elif start >= length:
-        found.append(f"starts at {start:g} s, at or after the end of {row.path.name} at {length:.3f} s")
+        problems.append(f"starts at {start:g} s, at or after the end of {row.path.name} at {length:.3f} s")
     elif end is not None and start >= end:
-        found.append(f"starts at {start:g} s, at or after its own end at {end:g} s")
+        problems.append(f"starts at {start:g} s, at or after its own end at {end:g} s")
     elif end is not None and end > length + END_TOLERANCE_S:
-        found.append(f"ends at {end:g} s, beyond the end of {row.path.name} at {length:.3f} s")
+        problems.append(f"ends at {end:g} s, beyond the end of {row.path.name} at {length:.3f} s")
     if end is None and row.mask is None and row.depth is None:
         start, end = max(0.0, start - MOMENT_S / 2), start + MOMENT_S / 2
     end = None if end is None else min(end, length)
@@ -194,13 +194,13 @@ def _merged(rows: Sequence[LabelRow]) -> list[LabelRow]:
 
 def _column_faults(table: LabelTable, task: str) -> Iterator[Fault]:
     """Columns that a task needs and the table lacks."""
-    found = ", ".join(table.columns)
+    names = ", ".join(table.columns)
     if task == "regression" and not table.targets:
-        yield 0, f"header: regression needs a column of numbers, found {found}"
+        yield 0, f"header: regression needs a column of numbers, found {names}"
     if task in _NEEDED and _NEEDED[task] not in table.columns:
-        yield 0, f"header: {task} needs a column {_NEEDED[task]}, found {found}"
+        yield 0, f"header: {task} needs a column {_NEEDED[task]}, found {names}"
     if task == "timeline" and not {"start_s", "start_frame"} & set(table.columns):
-        yield 0, f"header: timeline needs columns start_s and end_s, found {found}"
+        yield 0, f"header: timeline needs columns start_s and end_s, found {names}"
 
 
 def _row_faults(table: LabelTable, task: str, exclusive: bool) -> Iterator[Fault]:
@@ -270,9 +270,9 @@ def _split_faults(table: LabelTable) -> Iterator[Fault]:
                 reported.add(key)
                 problem = f"{kind} {key} is in {row.split}, and in {before.split} at {table.place_of(before)}"
                 yield _fault(table, row, f"{problem}; a {kind} must be on one side of the split")
-    sides = {row.split == "train" for row in given}
-    if len(sides) == 1:
-        found, lacking = ("train", "val") if sides == {True} else ("val or test", "train")
+    is_train = {row.split == "train" for row in given}
+    if len(is_train) == 1:
+        found, lacking = ("train", "val") if is_train == {True} else ("val or test", "train")
         yield 0, f"column split: all rows are {found}, expected some {lacking}; or remove the column"
 
 
@@ -287,10 +287,10 @@ def _class_faults(table: LabelTable, task: str, min_examples: int) -> Iterator[F
     for label, where in lines.items():
         if len(where) < min_examples:
             count = f"{len(where)} example{'s' * (len(where) != 1)}"
-            place = _listed(table.row_kind, where)
+            listed = _listed(table.row_kind, where)
             hint = nearest(label, [other for other, found in lines.items() if len(found) > len(where)])
             remedy = "add some, or remove the class"
-            yield where[0], f"{place}: class {label} has {count}, expected at least {min_examples}{hint}; {remedy}"
+            yield where[0], f"{listed}: class {label} has {count}, expected at least {min_examples}{hint}; {remedy}"
     if task == "classification" and len(lines) == 1:
         yield 0, f"column label: has one class, {next(iter(lines))}, expected at least two"
     elif not lines and "label" in table.columns and table.rows:
@@ -327,13 +327,13 @@ def _warn(table: LabelTable) -> None:
     for row in table.rows:
         for label in row.labels:
             files[label].add(row.group or str(row.path))
-    single = sorted(label for label, found in files.items() if len(found) == 1)
+    single = sorted(label for label, labeled_files in files.items() if len(labeled_files) == 1)
     if single and len(set.union(*files.values())) > 1:
-        shown = ", ".join(single[:_NAMED]) + ", ..." * (len(single) > _NAMED)
+        names = ", ".join(single[:_NAMED]) + ", ..." * (len(single) > _NAMED)
         logger.warning(
             "%d classes are in one file or group only, so that they cannot be trained and measured: %s",
             len(single),
-            shown,
+            names,
         )
     tiny = Counter(label for row in table.rows if row.weight == 0 for label in row.labels or ("",))
     if total := sum(tiny.values()):

@@ -33,8 +33,8 @@ def read_depth(row: LabelRow) -> NDArray[np.float32]:
         raise DataError(f"{row.path}: has no depth map; {_REMEDY}")
     values = _read(row.depth)
     if values.ndim != 2 or values.dtype == np.uint8 or values.dtype == np.bool_:
-        found = f"{values.shape[2]} channels" if values.ndim == 3 else f"{8 * values.dtype.itemsize} bits"
-        raise DataError(f"{row.depth}: has {found}, expected one channel of more than 8 bits; {_REMEDY}")
+        problem = f"{values.shape[2]} channels" if values.ndim == 3 else f"{8 * values.dtype.itemsize} bits"
+        raise DataError(f"{row.depth}: has {problem}, expected one channel of more than 8 bits; {_REMEDY}")
     depth = values.astype(np.float32)
     return np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
 

@@ -45,12 +45,12 @@ def read_legend(table: Path, faults: list[tuple[int, str]]) -> tuple[dict[int, s
     except DataError as error:
         faults.append((0, str(error)))
     legend: dict[int, str] = {}
-    for place, index, name in entries:
+    for where, index, name in entries:
         digits, name = str(index), str(name).strip()
         if not (digits.isascii() and digits.isdigit() and int(digits[:9]) <= IGNORED):
-            faults.append((0, f"{path.name}, {place}: index is {digits!r:.60}, expected a number from 0 to {IGNORED}"))
+            faults.append((0, f"{path.name}, {where}: index is {digits!r:.60}, expected a number from 0 to {IGNORED}"))
         elif int(digits) in legend or name in legend.values() or not name:
-            faults.append((0, f"{path.name}, {place}: {digits} {name!r:.60} is there twice, or has no name"))
+            faults.append((0, f"{path.name}, {where}: {digits} {name!r:.60} is there twice, or has no name"))
         else:
             legend[int(digits)] = name
     legend.pop(IGNORED, None)

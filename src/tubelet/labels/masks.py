@@ -86,15 +86,15 @@ def decode_coco_runs(text: str) -> tuple[int, ...]:
         ValueError: if the text ends within a number, or has other characters.
     """
     runs: list[int] = []
-    place = 0
-    while place < len(text):
+    position = 0
+    while position < len(text):
         value, shift, more = 0, 0, True
         while more:
-            if place == len(text) or not 0 <= (group := ord(text[place]) - 48) < 64:
-                raise ValueError(f"is not a compressed mask at character {place}")
+            if position == len(text) or not 0 <= (group := ord(text[position]) - 48) < 64:
+                raise ValueError(f"is not a compressed mask at character {position}")
             value |= (group & 31) << shift
             shift += 5
-            place += 1
+            position += 1
             more = bool(group & 32)
             if not more and group & 16:
                 value -= 1 << shift

@@ -94,15 +94,15 @@ def read_media_facts(
         if counts_frames or masked:
             of_file.append((number, row))
     jobs = [MediaJob(path, tuple(of_file)) for path, of_file in rows.items()]
-    found: dict[Path, MediaFacts] = {}
+    facts_by_path: dict[Path, MediaFacts] = {}
 
     def collect(batch: Sequence[MediaJob], facts: Sequence[MediaFacts]) -> None:
-        found.update(zip((job.path for job in batch), facts, strict=True))
-        progress(len(found), len(jobs))
+        facts_by_path.update(zip((job.path for job in batch), facts, strict=True))
+        progress(len(facts_by_path), len(jobs))
 
     batches = [jobs[first : first + _ROWS_OF_JOB] for first in range(0, len(jobs), _ROWS_OF_JOB)]
     process_map(_facts_of_all, batches, workers, collect, "check the file, and run the same command again")
-    return found
+    return facts_by_path
 
 
 def _facts_of_all(jobs: Sequence[MediaJob]) -> list[MediaFacts]:

@@ -52,13 +52,15 @@ def read_media_folder(folder: Path, read_table: Callable[[Path], LabelTable]) ->
         rows = _without_single_split(folder, rows)
         return replace(table, rows=rows, columns=_with_split(table.columns, rows))
     splits = [child for child in sorted(folder.iterdir()) if child.is_dir() and child.name.lower() in SPLIT_FOLDERS]
-    tables = [each for place in splits or [folder] if (each := _read_split(place, folder, read_table)) is not None]
+    tables = [
+        each for subfolder in splits or [folder] if (each := _read_split(subfolder, folder, read_table)) is not None
+    ]
     if not tables:
         return None
     columns = {tuple(name for name in each.columns if name != "split") for each in tables}
     if len(columns) > 1:
-        found = " and ".join(sorted(", ".join(names) for names in columns))
-        raise LabelError(folder, [f"the labels of its splits have other columns: {found}; make them equal"])
+        listed = " and ".join(sorted(", ".join(names) for names in columns))
+        raise LabelError(folder, [f"the labels of its splits have other columns: {listed}; make them equal"])
     rows = [row for each in tables for row in each.rows]
     faults = [(line, f"{each.path.parent.name}: {fault}") for each in tables for line, fault in each.faults]
     legend = next((each.legend for each in tables if each.legend), None)
@@ -95,20 +97,20 @@ def _split_of(path: Path, folder: Path) -> str:
         return ""
 
 
-def _read_split(place: Path, folder: Path, read_table: Callable[[Path], LabelTable]) -> LabelTable | None:
+def _read_split(subfolder: Path, folder: Path, read_table: Callable[[Path], LabelTable]) -> LabelTable | None:
     """The metadata or the folders of classes of a split, or of a folder without splits."""
-    metadata = _metadata(place)
-    table = _read_classes(place) if metadata is None else read_table(metadata)
-    if table is None or place == folder:
+    metadata = _metadata(subfolder)
+    table = _read_classes(subfolder) if metadata is None else read_table(metadata)
+    if table is None or subfolder == folder:
         return table
-    split, source = SPLIT_FOLDERS[place.name.lower()], str(table.path.relative_to(folder))
+    split, source = SPLIT_FOLDERS[subfolder.name.lower()], str(table.path.relative_to(folder))
     return replace(table, rows=[replace(row, split=row.split or split, source=source) for row in table.rows])
 
 
-def _read_classes(place: Path) -> LabelTable | None:
+def _read_classes(subfolder: Path) -> LabelTable | None:
     """The media in the subfolders of a folder, whose names are their classes."""
     rows: list[LabelRow] = []
-    for child in sorted(place.iterdir()):
+    for child in sorted(subfolder.iterdir()):
         if not child.is_dir() or child.name.startswith("."):
             continue
         try:
@@ -120,7 +122,7 @@ def _read_classes(place: Path) -> LabelTable | None:
     if not rows:
         return None
     digest = digest_of(*(f"{row.labels[0]}/{row.path.name}".encode() for row in rows))
-    return build_table(place, "folders of classes", digest, rows, row_kind="file")
+    return build_table(subfolder, "folders of classes", digest, rows, row_kind="file")
 
 
 def _without_single_split(folder: Path, rows: Sequence[LabelRow]) -> list[LabelRow]:

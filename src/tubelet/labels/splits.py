@@ -86,9 +86,10 @@ def row_units(table: LabelTable) -> NDArray[np.int64]:
 def _given_split(table: LabelTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     trained = np.array([row.split == "train" for row in table.rows])
     if trained.all() or not trained.any():
-        found = "train" if trained.all() else "val or test"
+        given_split = "train" if trained.all() else "val or test"
         raise LabelError(
-            table.path, [f"all rows have the split {found}; mark some files as train and others as val, or remove it"]
+            table.path,
+            [f"all rows have the split {given_split}; mark some files as train and others as val, or remove it"],
         )
     return np.flatnonzero(trained), np.flatnonzero(~trained)
 

@@ -101,8 +101,10 @@ def read_labels(path: str | Path) -> LabelTable:
 
 def _read_folder(folder: Path) -> LabelTable:
     """The annotation files in a folder as one table; files of no annotation program are not read."""
-    found = [(path, annotation_format) for path in sorted(folder.iterdir()) if (annotation_format := find_format(path))]
-    tables = [annotation_format.read(path) for path, annotation_format in found]
+    exports = [
+        (path, annotation_format) for path in sorted(folder.iterdir()) if (annotation_format := find_format(path))
+    ]
+    tables = [annotation_format.read(path) for path, annotation_format in exports]
     if not tables:
         if (table := read_media_folder(folder, _read_own)) is not None:
             return table
@@ -124,25 +126,25 @@ def _read_folder(folder: Path) -> LabelTable:
 def _read_own(path: Path) -> LabelTable:
     content = read_bytes(path, "check the name of the label table")
     cells = _cells(path, content)
-    known = {name.lower(): name for name in cells.header if name.lower() in COLUMNS}
+    columns = {name.lower(): name for name in cells.header if name.lower() in COLUMNS}
     for name, other in _OTHER_NAMES.items():
-        if name not in known and other in cells.header:
-            known[name] = other
-    if "path" not in known:
+        if name not in columns and other in cells.header:
+            columns[name] = other
+    if "path" not in columns:
         hint = nearest("path", cells.header)
-        found = ", ".join(cells.header)[:300] or "nothing"
-        raise LabelError(path, [f"the header has no column path, found {found}{hint}; rename the column of the files"])
-    faults = [*cells.faults, *_header_faults(cells.header, known)]
-    targets = _targets(cells, known, faults)
+        header = ", ".join(cells.header)[:300] or "nothing"
+        raise LabelError(path, [f"the header has no column path, found {header}{hint}; rename the column of the files"])
+    faults = [*cells.faults, *_header_faults(cells.header, columns)]
+    targets = _targets(cells, columns, faults)
     rows = []
     resolved: dict[str, Path] = {}
     for line, row in cells.rows:
-        named = {name: row.get(column, "") for name, column in known.items()}
+        named = {name: row.get(column, "") for name, column in columns.items()}
         values = [row.get(target, "") for target in targets]
         parsed = _RowParser(f"{cells.row_kind} {line}", line, named, path.parent, cells.decimal_comma, faults, resolved)
         if (read := parsed.row(values)) is not None:
             rows.append(read)
-    legend, legend_content = read_legend(path, faults) if "mask" in known else ({}, b"")
+    legend, legend_content = read_legend(path, faults) if "mask" in columns else ({}, b"")
     return build_table(
         path,
         cells.form,
@@ -150,7 +152,7 @@ def _read_own(path: Path) -> LabelTable:
         rows,
         faults,
         legend=legend,
-        columns=[*(name for name in COLUMNS if name in known), *targets],
+        columns=[*(name for name in COLUMNS if name in columns), *targets],
         targets=targets,
         row_kind=cells.row_kind,
     )
@@ -203,22 +205,22 @@ def _text(value: object) -> str:
     return str(value).strip()
 
 
-def _header_faults(header: Sequence[str], known: dict[str, str]) -> list[tuple[int, str]]:
+def _header_faults(header: Sequence[str], columns: dict[str, str]) -> list[tuple[int, str]]:
     """Columns that are there twice, or that have nearly the name of a known one."""
     faults = [f"column {name!r} is there twice; rename or remove one" for name in _twice(header)]
-    for name, column in _misnomers(header, known).items():
+    for name, column in _misnomers(header, columns).items():
         unit = " and convert it to seconds" if name.lower().endswith("_ms") else ""
         faults.append(f"column {name!r} is unknown, expected {column}; rename it{unit}")
     return [(0, f"header: {fault}") for fault in faults]
 
 
-def _misnomers(header: Sequence[str], known: dict[str, str]) -> dict[str, str]:
+def _misnomers(header: Sequence[str], columns: dict[str, str]) -> dict[str, str]:
     """Columns that go by another name than the known one that the table lacks -> that one."""
-    found: dict[str, str] = {}
+    misnomers: dict[str, str] = {}
     for column, others in _MISNOMERS.items():
-        if column not in known and column.replace("_s", "_frame") not in known:
-            found |= {name: column for name in header if name.lower() in others}
-    return found
+        if column not in columns and column.replace("_s", "_frame") not in columns:
+            misnomers |= {name: column for name in header if name.lower() in others}
+    return misnomers
 
 
 def _twice(header: Sequence[str]) -> list[str]:
@@ -226,10 +228,10 @@ def _twice(header: Sequence[str]) -> list[str]:
     return sorted({name for name in lowered if lowered.count(name) > 1})
 
 
-def _targets(cells: _Cells, known: dict[str, str], faults: list[tuple[int, str]]) -> list[str]:
+def _targets(cells: _Cells, columns: dict[str, str], faults: list[tuple[int, str]]) -> list[str]:
     """The number columns; a column of mostly numbers has a fault for each cell that is none."""
-    taken = {*known.values(), *_misnomers(cells.header, known), *IGNORED_COLUMNS, ""}
-    found, unused = [], []
+    taken = {*columns.values(), *_misnomers(cells.header, columns), *IGNORED_COLUMNS, ""}
+    targets, unused = [], []
     for column in dict.fromkeys(cells.header):
         if column in taken:
             continue
@@ -239,24 +241,24 @@ def _targets(cells: _Cells, known: dict[str, str], faults: list[tuple[int, str]]
         if not filled or 2 * len(odd) >= len(filled):
             unused.append(column)
             continue
-        found.append(column)
+        targets.append(column)
         for line, text in texts:
             if parse_number(text, cells.decimal_comma) is None:
-                shown = f"is {text!r:.60}" if text else "is empty"
-                fault = f"{cells.row_kind} {line}: {column} {shown}, expected a number as in the other rows"
+                content = f"is {text!r:.60}" if text else "is empty"
+                fault = f"{cells.row_kind} {line}: {column} {content}, expected a number as in the other rows"
                 faults.append((line, fault))
-    lacking = [name for name in COLUMNS if name not in known]
-    learned = found or {"label", "mask", "depth"} & known.keys()
+    lacking = [name for name in COLUMNS if name not in columns]
+    learned = targets or {"label", "mask", "depth"} & columns.keys()
     for column in unused:
         hint = nearest(column, lacking)
         if hint and not learned:
             faults.append((0, f"header: column {column!r} is unknown{hint}; rename it"))
         else:
             logger.warning("column %s of the labels is not used: it does not have numbers%s", column, hint)
-    for column in found:
+    for column in targets:
         if hint := nearest(column, lacking):
             logger.warning("column %s of the labels is taken for numbers to predict%s", column, hint)
-    return found
+    return targets
 
 
 class _RowParser:
@@ -264,7 +266,7 @@ class _RowParser:
 
     def __init__(
         self,
-        place: str,
+        location: str,
         line: int,
         cells: dict[str, str],
         home: Path,
@@ -272,7 +274,7 @@ class _RowParser:
         faults: list[tuple[int, str]],
         resolved: dict[str, Path],
     ) -> None:
-        self.place, self.line, self.cells, self.home = place, line, cells, home
+        self.location, self.line, self.cells, self.home = location, line, cells, home
         self.decimal_comma, self.faults = decimal_comma, faults
         self.resolved = resolved  # names are looked up once for all rows
 
@@ -301,7 +303,7 @@ class _RowParser:
         )
 
     def fault(self, problem: str) -> None:
-        self.faults.append((self.line, f"{self.place}: {problem}"))
+        self.faults.append((self.line, f"{self.location}: {problem}"))
 
     def _file(self, column: str) -> Path | None:
         name = self.cells.get(column, "")
@@ -342,8 +344,8 @@ class _RowParser:
     def _split(self) -> str:
         text = self.cells.get("split", "").lower()
         if "split" in self.cells and text not in SPLITS:
-            shown = f"is {text!r:.60}" if text else "is empty"
-            self.fault(f"split {shown}, expected one of {', '.join(SPLITS)}{nearest(text, SPLITS)}")
+            content = f"is {text!r:.60}" if text else "is empty"
+            self.fault(f"split {content}, expected one of {', '.join(SPLITS)}{nearest(text, SPLITS)}")
             return ""
         return text
 

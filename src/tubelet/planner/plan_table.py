@@ -57,12 +57,14 @@ def _verdict(plan: RunPlan) -> list[str]:
     step, other = plan.step, plan.other
     usable = USABLE * plan.device.memory
     room = f"{100 * USABLE:.0f} % of {plan.device.memory / GIB:.0f} GiB, {usable / GIB:.1f} GiB"
-    flag, words = (
+    flag, message = (
         ("--no-activation-checkpointing", "keeping all activations")
         if plan.config.activation_checkpointing
         else ("--activation-checkpointing", "recomputing activations")
     )
-    change = f"{words} ({flag}) takes {other.total / GIB:,.2f} GiB and {other.flops / step.flops:.2f} x the operations"
+    change = (
+        f"{message} ({flag}) takes {other.total / GIB:,.2f} GiB and {other.flops / step.flops:.2f} x the operations"
+    )
     if plan.fits:
         return [f"fits: {step.total / GIB:,.2f} GiB of {room}; {change}"]
     lines = [f"does not fit: {step.total / GIB:,.2f} GiB, and there is {room}"]
@@ -114,8 +116,8 @@ def _passes(plan: RunPlan) -> Table:
     pairs = zip(plan.step.passes, plan.other.passes, strict=True)
     for one, other in pairs:
         counts = (one.samples, one.tokens, one.context, one.target)
-        kept, recomputed = (other, one) if plan.config.activation_checkpointing else (one, other)
-        sizes = ((kept.live_bytes, recomputed.live_bytes), (kept.peak, recomputed.peak))
+        stored, recomputed = (other, one) if plan.config.activation_checkpointing else (one, other)
+        sizes = ((stored.live_bytes, recomputed.live_bytes), (stored.peak, recomputed.peak))
         cells = (f"{a / GIB:,.2f} | {b / GIB:,.2f}" for a, b in sizes)
         table.add_row(one.name, *(f"{count:,}" for count in counts), *cells)
     return table

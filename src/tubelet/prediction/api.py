@@ -47,8 +47,8 @@ def predict(
     several = isinstance(sources, Sequence) and not isinstance(sources, str)
     names = [str(source) for source in (sources if several else [sources])]  # type: ignore[union-attr]
     with tempfile.TemporaryDirectory(prefix="tubelet-predict-") as folder:
-        place = Path(folder) / "out" if out is None else Path(out).expanduser()
-        made = predict_collection(encoder, {"head": head}, names, place, config)
+        out_path = Path(folder) / "out" if out is None else Path(out).expanduser()
+        made = predict_collection(encoder, {"head": head}, names, out_path, config)
         (found,) = made.heads
         records = [row for item in found.files() for row in found.output.records(item)]
     return Predictions(columns=found.output.columns, records=records, bad_files=made.bad_files)

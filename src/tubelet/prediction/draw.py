@@ -161,12 +161,12 @@ class _Panel:
 
     def _active(self, now_s: float) -> Iterator[tuple[str, float]]:
         """Labels that hold at a time and their scores, the highest first."""
-        found = []
+        active = []
         for label, spans in self.spans.items():
-            place = int(np.searchsorted(self._starts[label], now_s + 1e-9, side="right")) - 1
-            if place >= 0 and now_s < spans[place].end_s - 1e-9:
-                found.append((label, spans[place].score))
-        yield from sorted(found, key=lambda item: -item[1])
+            index = int(np.searchsorted(self._starts[label], now_s + 1e-9, side="right")) - 1
+            if index >= 0 and now_s < spans[index].end_s - 1e-9:
+                active.append((label, spans[index].score))
+        yield from sorted(active, key=lambda item: -item[1])
 
     @cached_property
     def _starts(self) -> dict[str, NDArray[np.float64]]:
@@ -221,8 +221,8 @@ class _Panel:
     def _draw_curve(self, draw: Any, curve: ValueCurve, value: float | None, y: int, begin: float, end: float) -> None:
         width = self.left - 3 * self.gap
         self._write(draw, 2 * self.gap, y, self.layout.shorten(curve.name, width))
-        shown = "" if value is None else f"{value:.4g}"
-        self._write(draw, 2 * self.gap, y + self.layout.line, self.layout.shorten(shown, width), _FAINT)
+        text = "" if value is None else f"{value:.4g}"
+        self._write(draw, 2 * self.gap, y + self.layout.line, self.layout.shorten(text, width), _FAINT)
         draw.rectangle((self.left, y, self.right, y + self.curve_height), fill=_LANE)
         finite = curve.values[np.isfinite(curve.values)]
         if not len(finite):
@@ -256,10 +256,10 @@ class _Panel:
 
 
 def _value_at(curve: ValueCurve, now_s: float) -> float | None:
-    place = int(np.searchsorted(curve.starts_s, now_s + 1e-9, side="right")) - 1
-    if place < 0 or now_s >= curve.ends_s[place] + 1e-9:
+    index = int(np.searchsorted(curve.starts_s, now_s + 1e-9, side="right")) - 1
+    if index < 0 or now_s >= curve.ends_s[index] + 1e-9:
         return None
-    return float(curve.values[place])
+    return float(curve.values[index])
 
 
 def _contrast(color: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -21,9 +21,9 @@ class FittedHead(Head):
     @classmethod
     def of(cls, head: Head) -> Self:
         """The same head with the same weights."""
-        found = cls(head.spec, head.network, head.novelty, head.encoder_weights)
-        found.target_mean, found.target_scale = head.target_mean, head.target_scale
-        return found.train(head.training)
+        fitted = cls(head.spec, head.network, head.novelty, head.encoder_weights)
+        fitted.target_mean, fitted.target_scale = head.target_mean, head.target_scale
+        return fitted.train(head.training)
 
     def predict(
         self,

@@ -80,10 +80,10 @@ class LabelOutput(HeadOutput):
                         bouts[each.label].add(each)
                     if each.label in ("", NONE_OF_THESE):
                         self.count("without a label" if not each.label else f"with {NONE_OF_THESE!r}")
-                for label, found in bouts.items():
-                    if found.count or item.file.duration_s:
-                        fraction = found.seconds / item.file.duration_s if item.file.duration_s else None
-                        summary.add((item.file.key, label, found.seconds, found.count, fraction))
+                for label, spans in bouts.items():
+                    if spans.count or item.file.duration_s:
+                        fraction = spans.seconds / item.file.duration_s if item.file.duration_s else None
+                        summary.add((item.file.key, label, spans.seconds, spans.count, fraction))
         self.counts = {"rows": table.rows, **self.counts}
 
     def media_predictions(self, item: FileScores) -> MediaPredictions:

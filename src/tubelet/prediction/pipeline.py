@@ -111,14 +111,14 @@ class PredictSummary:
         Args:
             most: largest number of files; None for all.
         """
-        found: dict[str, MediaPredictions] = {}
+        predictions: dict[str, MediaPredictions] = {}
         for head in self.heads:
             for each in head.media_predictions():
-                if each.path not in found and len(found) == most:
+                if each.path not in predictions and len(predictions) == most:
                     break
-                before = found.get(each.path)
-                found[each.path] = each if before is None else _merged(before, each)
-        return [_located(each) for each in found.values()]
+                before = predictions.get(each.path)
+                predictions[each.path] = each if before is None else _merged(before, each)
+        return [_located(each) for each in predictions.values()]
 
 
 def _merged(a: MediaPredictions, b: MediaPredictions) -> MediaPredictions:
@@ -235,7 +235,7 @@ def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: 
     if not heads:
         raise ConfigError("no head; pass at least one head file")
     encoders: dict[str, Backbone] = {}
-    found: dict[tuple[str, WindowLayout], _Pass] = {}
+    passes: dict[tuple[str, WindowLayout], _Pass] = {}
     for name, head in heads.items():
         encoder = head.adapt(model)
         encoder = encoders.setdefault(encoder.weights_id, encoder)
@@ -253,18 +253,18 @@ def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: 
             head = copy.deepcopy(head).to(encoder.device).eval()  # the caller's stays as it is
         output = output_kind(head.spec.task)(head, folder, config, layout)
         key = (encoder.weights_id, layout.shareable)
-        each = found.get(key, _Pass(encoder, layout.shareable, {}))
+        each = passes.get(key, _Pass(encoder, layout.shareable, {}))
         both = replace(
             each.layout, stretched=each.layout.stretched or layout.stretched, padded=each.layout.padded or layout.padded
         )
-        found[key] = _Pass(encoder, both, each.outputs | {name: output})
-    for each in found.values():
+        passes[key] = _Pass(encoder, both, each.outputs | {name: output})
+    for each in passes.values():
         clips = each.layout.clips
         logger.info(
             f"one pass over the files for {', '.join(each.outputs)}: {clips.frames} frames of {clips.image_size} "
             f"pixels at {clips.fps:g} a second, every {clips.stride_s:g} s"
         )
-    return list(found.values())
+    return list(passes.values())
 
 
 def _settings(each: _Pass, heads: Mapping[str, str]) -> dict[str, Any]:
@@ -290,10 +290,10 @@ def _run_pass(
     windows = CollectionWindows(media, each.layout, config, each.model.config, done)
     table.drop(windows.stale | incomplete)
     total = sum(map(media.count, each.layout.modalities))
-    before = ended = total - windows.remaining()
-    known = set(bad)  # of another pass
+    before = finished = total - windows.remaining()
+    bad_elsewhere = set(bad)  # of another pass
     made: set[str] = set()
-    progress(ended, total)
+    progress(finished, total)
     try:
         for batch in window_loader(windows):
             new = [*batch.bad, *_score_batch(each, table, batch, made)]
@@ -303,11 +303,11 @@ def _run_pass(
                 if file.path not in bad:
                     bad[file.path] = file
                     logger.warning("bad file %s", file)
-            ended += batch.ended
-            progress(ended, total)
+            finished += batch.ended
+            progress(finished, total)
             check_failed_fraction(list(bad.values()), total, config.max_failed_fraction)
     finally:  # what was computed is kept after any error, except for truncated files
-        truncated = {escape_filename(path) for path in bad.keys() - known} & made
+        truncated = {escape_filename(path) for path in bad.keys() - bad_elsewhere} & made
         try:
             _close(table, truncated)
         except RuntimeError:  # the death of a worker is raised once, possibly here
@@ -369,6 +369,6 @@ def _write_tables(name: str, number: int, each: _Pass, table: ScoreTable, media:
         for sample in range(len(index))
     ]
     output.ascii_paths = all(map(str.isascii, keys))
-    found = HeadPredictions(name, output.folder, output, table, number, keys)
-    output.write(found.files())
-    return found
+    predictions = HeadPredictions(name, output.folder, output, table, number, keys)
+    output.write(predictions.files())
+    return predictions

@@ -58,15 +58,15 @@ class PixelOutput(HeadOutput):
         """Tokens (V, N, D) of an image of (H, W) pixels to its map (H, W)."""
 
     @abstractmethod
-    def encode(self, found: NDArray[Any]) -> Image.Image:
+    def encode(self, prediction: NDArray[Any]) -> Image.Image:
         """A map as the image that is saved as PNG."""
 
     @abstractmethod
-    def paint(self, found: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def paint(self, prediction: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A map (H', W') for an image (H', W', 3), painted."""
 
     @abstractmethod
-    def summarize(self, found: NDArray[Any]) -> NDArray[np.float32]:
+    def summarize(self, prediction: NDArray[Any]) -> NDArray[np.float32]:
         """(K,) what the table has about a map (H, W)."""
 
     @abstractmethod
@@ -95,26 +95,26 @@ class PixelOutput(HeadOutput):
                 continue
             del self.pending[item.file.key]
             time_s = 0.0 if item.window is None else round(item.file.start_s + float(item.window.times[0]), 6)
-            found = self.predict(torch.stack([each for each, _ in squares]), square.shape)
-            self._write_files(item, time_s, found, torch.stack([each for _, each in squares]))
+            predictions = self.predict(torch.stack([each for each, _ in squares]), square.shape)
+            self._write_files(item, time_s, predictions, torch.stack([each for _, each in squares]))
             yield ScoreRows(
                 key=item.file.key,
                 first=item.number // square.count,
                 start_s=np.array([time_s]),
                 end_s=np.array([time_s]),
-                scores=self.summarize(found)[None],
+                scores=self.summarize(predictions)[None],
                 distance=np.array([np.nan], np.float32),
             )
 
-    def _write_files(self, item: FileWindow, time_s: float, found: NDArray[Any], squares: Tensor) -> None:
+    def _write_files(self, item: FileWindow, time_s: float, prediction: NDArray[Any], squares: Tensor) -> None:
         video = item.window is not None
         with atomic_write(self.folder / self.map_file(item.file.key, time_s, video)) as partial:
-            self.encode(found).save(partial, format="PNG")
+            self.encode(prediction).save(partial, format="PNG")
         size = self.layout.clips.image_size
-        shape = (found.shape[0], found.shape[1])
-        seen = segmentation.merge_windows(squares.float(), size, shape)
-        image = seen.round().to(torch.uint8).permute(1, 2, 0).numpy()
-        small = found[segmentation.nearest_pixels(shape, (image.shape[0], image.shape[1]))]
+        shape = (prediction.shape[0], prediction.shape[1])
+        merged = segmentation.merge_windows(squares.float(), size, shape)
+        image = merged.round().to(torch.uint8).permute(1, 2, 0).numpy()
+        small = prediction[segmentation.nearest_pixels(shape, (image.shape[0], image.shape[1]))]
         with atomic_write(self.folder / self.picture_file(item.file.key, time_s, video)) as partial:
             Image.fromarray(self.paint(small, image)).save(partial, format="JPEG", quality=_JPEG_QUALITY)
 

@@ -57,16 +57,16 @@ class ScoreTable(PartTable):
     def done(self) -> tuple[dict[str, DoneFile], set[str]]:
         """The files and spans whose scores are complete, and keys of those that have some."""
         done: dict[str, DoneFile] = {}
-        found: set[str] = set()
+        keys: set[str] = set()
         columns = {name: _COLUMNS[name] for name in ("path", "size_bytes", "changed_s", "windows", "head")}
         for part in parts(self.path):
             table = read_parquet(part, columns, self.remedy, SPAN)
             for key, row in zip(row_keys(table).to_pylist(), table.to_pylist(), strict=True):
-                found.add(key)
+                keys.add(key)
                 if row["head"] == _END:
                     version = (row["size_bytes"], row["changed_s"])
                     done[key] = DoneFile(version=version, windows=row["windows"])
-        return done, found - done.keys()
+        return done, keys - done.keys()
 
     def add_scores(self, file: SourceFile, head: int, rows: ScoreRows) -> None:
         """Add rows of a file, which follow those that were added before."""
@@ -103,7 +103,7 @@ class ScoreTable(PartTable):
             width: K.
         """
         cache = _PartCache(parts(self.path), self.remedy)
-        places: dict[str, list[tuple[int, int, int]]] = {}
+        locations: dict[str, list[tuple[int, int, int]]] = {}
         ends: dict[str, tuple[int, int]] = {}
         for number, part in enumerate(cache.parts):
             names = {name: _COLUMNS[name] for name in ("path", "head", "first")}
@@ -111,13 +111,13 @@ class ScoreTable(PartTable):
             columns = (row_keys(table).to_pylist(), table["head"].to_pylist(), table["first"].to_pylist())
             for row, (key, of, first) in enumerate(zip(*columns, strict=True)):
                 if of == head:
-                    places.setdefault(key, []).append((first, number, row))
+                    locations.setdefault(key, []).append((first, number, row))
                 elif of == _END:
                     ends[key] = (number, row)
         for key in keys:
             if key in ends:
                 file = cache.file(*ends[key])
-                yield FileScores(file=file, rows=_FileRows(cache, key, sorted(places.get(key, [])), width))
+                yield FileScores(file=file, rows=_FileRows(cache, key, sorted(locations.get(key, [])), width))
 
 
 _ARRAYS = {"start_s": np.float64, "end_s": np.float64, "scores": np.float32, "distance": np.float32}
@@ -162,8 +162,8 @@ def _file_columns(file: SourceFile) -> dict[str, Any]:
 class _PartCache:
     """Parts of the table, of which the last few that were read are in memory."""
 
-    def __init__(self, found: Sequence[Path], remedy: str) -> None:
-        self.parts, self.remedy = found, remedy
+    def __init__(self, paths: Sequence[Path], remedy: str) -> None:
+        self.parts, self.remedy = paths, remedy
         self.tables: OrderedDict[int, pa.Table] = OrderedDict()
 
     def table(self, number: int) -> pa.Table:
@@ -213,9 +213,9 @@ class _PartCache:
 class _FileRows:
     """The rows of a file, read when they are iterated."""
 
-    def __init__(self, cache: _PartCache, key: str, places: Sequence[tuple[int, int, int]], width: int) -> None:
-        self.cache, self.key, self.places, self.width = cache, key, places, width
+    def __init__(self, cache: _PartCache, key: str, locations: Sequence[tuple[int, int, int]], width: int) -> None:
+        self.cache, self.key, self.locations, self.width = cache, key, locations, width
 
     def __iter__(self) -> Iterator[ScoreRows]:
-        for _, number, row in self.places:
+        for _, number, row in self.locations:
             yield self.cache.rows(self.key, number, row, self.width)

@@ -103,10 +103,10 @@ def write_csv(path: Path, columns: Sequence[tuple[str, Kind]], rows: Iterable[Se
     Raises:
         FileError: if it cannot be written.
     """
-    kept = list(rows)
-    ascii_only = all(cell.isascii() for row in kept for cell in row if isinstance(cell, str))
+    buffered = list(rows)
+    ascii_only = all(cell.isascii() for row in buffered for cell in row if isinstance(cell, str))
     with atomic_write(path) as partial, _open_csv(partial, columns, ascii_only) as file:
-        _write_rows(csv.writer(file), columns, kept)
+        _write_rows(csv.writer(file), columns, buffered)
 
 
 def _open_csv(path: Path, columns: Sequence[tuple[str, Kind]], ascii_only: bool) -> TextIO:

@@ -25,8 +25,8 @@ DRAWN = "_drawn.json"
 def _read_drawn(folder: Path) -> dict[str, str]:
     if not (folder / DRAWN).is_file():
         return {}
-    found: dict[str, str] = read_json(folder / DRAWN, dict[str, str], "remove it, and the videos are drawn again")
-    return found
+    drawn: dict[str, str] = read_json(folder / DRAWN, dict[str, str], "remove it, and the videos are drawn again")
+    return drawn
 
 
 def _digest(each: MediaPredictions, version: tuple[int, float] | None, classes: Sequence[str]) -> str:
@@ -48,14 +48,14 @@ def unique_names(paths: Sequence[str]) -> list[str]:
     names = [""] * len(paths)
     open_, depth = list(range(len(paths))), 1
     while open_:
-        found: dict[str, list[int]] = {}
+        indices_of_name: dict[str, list[int]] = {}
         for i in open_:
-            words = [PurePosixPath(parts[i][-1]).stem if depth <= len(parts[i]) else parts[i][-1]]
-            words = [*parts[i][-depth:-1], *words]
-            found.setdefault("_".join(word.strip("/") for word in words), []).append(i)
+            name_parts = [PurePosixPath(parts[i][-1]).stem if depth <= len(parts[i]) else parts[i][-1]]
+            name_parts = [*parts[i][-depth:-1], *name_parts]
+            indices_of_name.setdefault("_".join(part.strip("/") for part in name_parts), []).append(i)
         deepest = depth > max(len(parts[i]) for i in open_)
         open_ = []
-        for name, own in found.items():
+        for name, own in indices_of_name.items():
             if len(own) == 1 or deepest:
                 for number, i in enumerate(own):
                     names[i] = name if len(own) == 1 else f"{name}_{number}"
@@ -94,11 +94,11 @@ def draw_videos(
     videos = [each for each in files if each.path in samples]
     names = dict(zip((each.path for each in videos), unique_names([each.path for each in videos]), strict=True))
     drawn = _read_drawn(folder)
-    found: list[MediaPredictions] = []
+    predictions: list[MediaPredictions] = []
     bad: list[BadFile] = []
     for each in files:
         if each.path in names:
-            progress(len(found), len(files))
+            progress(len(predictions), len(files))
             out = folder / f"{names[each.path]}.mp4"
             digest = _digest(each, index.version(samples[each.path]), classes)
             try:
@@ -111,6 +111,6 @@ def draw_videos(
             except DecodeError as error:
                 bad.append(BadFile(error.path, error.reason))
                 logger.warning("no video of %s", bad[-1])
-        found.append(each)
+        predictions.append(each)
     progress(len(files), len(files))
-    return found, bad
+    return predictions, bad

@@ -193,8 +193,8 @@ class Backbone(HubEncoder):
 def _check_span(path: Any, start: Any, end: Any) -> None:
     """Raise an error if these are not a video, and where to start and end in it."""
     if not isinstance(path, (str, Path)) or is_image_file(path):
-        found = f"the image {path}" if isinstance(path, (str, Path)) else type(path).__name__
-        raise DataError(f"stream takes the path or URL of a video, found {found}; pass it to encode")
+        kind = f"the image {path}" if isinstance(path, (str, Path)) else type(path).__name__
+        raise DataError(f"stream takes the path or URL of a video, found {kind}; pass it to encode")
     if not is_number(start):
         raise ConfigError(f"start is {start!r}, expected seconds from the beginning of the video, 0 or more")
     if end is not None and not (is_number(end) and end > start):

@@ -101,10 +101,10 @@ def random_init_like(model: Backbone, seed: int) -> Backbone:
     """The same architecture with random initial weights, on the same device; a baseline for trained features."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = Backbone(model.config, model.predictor is not None)
-    twin.name, twin.native_clip = "random", model.native_clip
-    twin.identify()
-    return twin.requires_grad_(False).eval().to(model.device, model.dtype)
+        random_model = Backbone(model.config, model.predictor is not None)
+    random_model.name, random_model.native_clip = "random", model.native_clip
+    random_model.identify()
+    return random_model.requires_grad_(False).eval().to(model.device, model.dtype)
 
 
 def _device(device: torch.device | str | None) -> torch.device:

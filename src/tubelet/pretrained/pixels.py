@@ -128,9 +128,9 @@ def read_pixels(x: Any, config: ModelConfig, pixel_format: PixelFormat) -> Tenso
             "pixels; normalize them, and pass normalized=True"
         )
     pixels = pixels.permute([layout.index(axis) for axis in _AXES if axis in layout])
-    for place, axis in enumerate(_AXES):
+    for index, axis in enumerate(_AXES):
         if axis not in layout:
-            pixels = pixels.unsqueeze(place)
+            pixels = pixels.unsqueeze(index)
     if pixel_format.bgr:
         if config.channels != 3:
             raise DataError(f"bgr is True, which is for three channels; the model takes {config.channels}")

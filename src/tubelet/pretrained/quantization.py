@@ -57,8 +57,8 @@ class Int8Linear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         moved = fn(torch.empty(0))
         if moved.device.type != "cpu" or moved.dtype.itemsize > 4:
-            place = f"{moved.dtype} on {moved.device}"
-            raise ConfigError(f"8-bit weights cannot become {place}; load the model without int8")
+            target = f"{moved.dtype} on {moved.device}"
+            raise ConfigError(f"8-bit weights cannot become {target}; load the model without int8")
         return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -72,8 +72,8 @@ def read_windows(
         bounds = _bounds(total, frames, overlap)
         begin, end = next(bounds)
         at = 0
-        shown = start_s + np.minimum(frame, count - 1) / fps
-        for image, _, repeats in video.scan(shown):
+        frame_times = start_s + np.minimum(frame, count - 1) / fps
+        for image, _, repeats in video.scan(frame_times):
             pixels = torch.from_numpy(np.ascontiguousarray(image))
             for _ in range(repeats):
                 window[at - begin] = pixels
@@ -82,8 +82,8 @@ def read_windows(
                     yield window, times[begin:end]
                     before = begin
                     begin, end = next(bounds, (begin, end))
-                    kept = at - begin
-                    window[:kept] = window[begin - before :][:kept].clone()
+                    skipped = at - begin
+                    window[:skipped] = window[begin - before :][:skipped].clone()
         if at < total:
             raise DecodeError(
                 str(path),

@@ -56,17 +56,17 @@ def import_vizdoom() -> Any:
 @contextmanager
 def engines_folder() -> Iterator[Path]:
     """A folder for engines; at the end all have ended, and nothing of them is left."""
-    began = time.time()
+    start_time = time.time()
     # Engines that cannot be seen from here (a container that shares memory) need the names no longer once they are old.
-    _sweep_unmapped(0.0, began - ORPHAN_S)
+    _sweep_unmapped(0.0, start_time - ORPHAN_S)
     with temporary_directory("engine", _sweep) as (folder, _):
         try:
             yield folder
         finally:
             _wait_for_supervisors(_places(folder))
             _sweep(folder)
-            if any(not (place / supervisor.INSTANCE).is_file() for place in _places(folder)):
-                _sweep_unmapped(began - 1, time.time() + 1)  # file systems' clocks tick more coarsely
+            if any(not (directory / supervisor.INSTANCE).is_file() for directory in _places(folder)):
+                _sweep_unmapped(start_time - 1, time.time() + 1)  # file systems' clocks tick more coarsely
 
 
 def _sweep_unmapped(start: float, end: float) -> None:
@@ -108,41 +108,41 @@ def _remove_own_shared_memory() -> None:
 def explain_engine_exits(folder: Path) -> str:
     """What is known of engines that ended before the processes that played them; "" if none did."""
     _wait_for_supervisors(_places(folder))
-    known = (_explain_engine_exit(place) for place in _places(folder))
-    return "; ".join(words for words in known if words)
+    causes = (_explain_engine_exit(directory) for directory in _places(folder))
+    return "; ".join(cause for cause in causes if cause)
 
 
 def _places(folder: Path) -> list[Path]:
-    return sorted(place for place in folder.iterdir() if place.is_dir())
+    return sorted(directory for directory in folder.iterdir() if directory.is_dir())
 
 
-def _wait_for_supervisors(places: Iterable[Path]) -> None:
-    deadline, places = time.monotonic() + SUPERVISOR_GRACE_S, list(places)
-    while any(map(supervisor.works_in, places)) and time.monotonic() < deadline:
+def _wait_for_supervisors(directories: Iterable[Path]) -> None:
+    deadline, directories = time.monotonic() + SUPERVISOR_GRACE_S, list(directories)
+    while any(map(supervisor.works_in, directories)) and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
 def _sweep(folder: Path) -> None:
     """Remove the shared memory of engines that were killed before they or their supervisors could."""
-    for place in _places(folder):
-        if (file := place / supervisor.INSTANCE).is_file():
+    for directory in _places(folder):
+        if (file := directory / supervisor.INSTANCE).is_file():
             supervisor.remove_shared_memory(file.read_text(errors="replace", encoding="utf-8").strip())
 
 
-def _explain_engine_exit(place: Path) -> str:
+def _explain_engine_exit(directory: Path) -> str:
     """How the engine that worked in a folder ended, and what it printed last."""
-    ended, printed = place / supervisor.EXIT_CODE, place / supervisor.OUTPUT
-    if not (place / supervisor.IN_USE).is_file():  # no supervisor came so far
+    exit_file, printed = directory / supervisor.EXIT_CODE, directory / supervisor.OUTPUT
+    if not (directory / supervisor.IN_USE).is_file():  # no supervisor came so far
         return ""
-    code = ended.read_text(encoding="utf-8") if ended.is_file() else None
+    code = exit_file.read_text(encoding="utf-8") if exit_file.is_file() else None
     if code == supervisor.ORPHANED:
         return ""
     output = printed.read_text(errors="replace", encoding="utf-8") if printed.is_file() else ""
     lines = [line.strip() for line in output.split("\n") if line.strip()]
-    found = ["the engine's supervisor was killed" if code is None else f"the engine: {describe_exit(int(code))}"]
+    causes = ["the engine's supervisor was killed" if code is None else f"the engine: {describe_exit(int(code))}"]
     if lines:
-        found.append(f"its last output: {' / '.join(lines[-3:])[-500:]}")
-    return ", ".join(found)
+        causes.append(f"its last output: {' / '.join(lines[-3:])[-500:]}")
+    return ", ".join(causes)
 
 
 @contextmanager
@@ -162,24 +162,24 @@ def engine(wad: str, level: str, width: int, height: int, seed: int, folder: Pat
     """
     vizdoom = import_vizdoom()
     game = _configured_game(vizdoom, wad, level, width, height, seed)
-    place = Path(tempfile.mkdtemp(dir=folder))
-    game.set_doom_config_path(str(place / "engine.ini"))
+    directory = Path(tempfile.mkdtemp(dir=folder))
+    game.set_doom_config_path(str(directory / "engine.ini"))
     on_parent_exit(_remove_own_shared_memory)
-    with _supervised(game, place, vizdoom) if os.name == "posix" else nullcontext():
+    with _supervised(game, directory, vizdoom) if os.name == "posix" else nullcontext():
         try:
             game.init()
             start_level(game)
             yield game
         except _errors_of(vizdoom) as error:
             game.close()
-            _wait_for_supervisors([place])
-            words = _explain_engine_exit(place)
+            _wait_for_supervisors([directory])
+            cause = _explain_engine_exit(directory)
             raise TubeletError(
-                f"level {level} of {wad}: the engine stopped ({error}{'; ' * bool(words)}{words}); try another seed"
+                f"level {level} of {wad}: the engine stopped ({error}{'; ' * bool(cause)}{cause}); try another seed"
             ) from error
         finally:
             game.close()
-    shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _configured_game(vizdoom: Any, wad: str, level: str, width: int, height: int, seed: int) -> Any:
@@ -222,20 +222,20 @@ def _errors_of(vizdoom: Any) -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _supervised(game: Any, place: Path, vizdoom: Any) -> Iterator[None]:
+def _supervised(game: Any, directory: Path, vizdoom: Any) -> Iterator[None]:
     """Have a game start `supervisor` in place of its engine.
 
     Raises:
         TubeletError: no program may be run from the temporary folder.
     """
-    watched, kept = os.pipe()  # the end `kept` is in this process only, which is what the supervisor goes by
-    opened = [watched, kept]
+    read_end, write_end = os.pipe()  # `write_end` is in this process only, which is what the supervisor goes by
+    opened = [read_end, write_end]
     try:
-        os.set_inheritable(watched, True)
+        os.set_inheritable(read_end, True)
         engine = Path(vizdoom.__file__).with_name("vizdoom")
-        words = [sys.executable, "-I", "-S", supervisor.__file__, str(watched), str(place), str(engine)]
-        program = place / "engine"
-        script = f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
+        command = [sys.executable, "-I", "-S", supervisor.__file__, str(read_end), str(directory), str(engine)]
+        program = directory / "engine"
+        script = f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'
         program.write_text(script, encoding="utf-8")
         program.chmod(0o700)
         if not os.access(program, os.X_OK) and hasattr(os, "memfd_create"):  # mounted noexec; a file in memory is not
@@ -244,7 +244,7 @@ def _supervised(game: Any, place: Path, vizdoom: Any) -> Iterator[None]:
             program = Path(f"/proc/self/fd/{opened[-1]}")
         if not os.access(program, os.X_OK):
             raise FileError(
-                f"{place.parent.parent}: no program may run from there; set TMPDIR to a folder that allows it"
+                f"{directory.parent.parent}: no program may run from there; set TMPDIR to a folder that allows it"
             )
         game.set_vizdoom_path(str(program))
         yield

@@ -129,7 +129,7 @@ def _load(wad: _Wad, name: str) -> Level:
 
     vertexes = part("VERTEXES", [("x", "<i2"), ("y", "<i2")])
     lines = part("LINEDEFS", [(k, "<u2") for k in ("start", "end", "flags", "special", "tag", "right", "left")])
-    sides = part("SIDEDEFS", [("x", "<i2"), ("y", "<i2"), ("textures", "S24"), ("sector", "<u2")])
+    sidedefs = part("SIDEDEFS", [("x", "<i2"), ("y", "<i2"), ("textures", "S24"), ("sector", "<u2")])
     sectors = part(
         "SECTORS",
         [("floor", "<i2"), ("ceiling", "<i2"), ("floor_flat", "S8"), ("ceiling_flat", "S8"), ("rest", "S6")],
@@ -138,10 +138,10 @@ def _load(wad: _Wad, name: str) -> Level:
     things = things[(things["flags"] & MULTIPLAYER_THING) == 0]
 
     # The number 65535 says "none": no side at all, or a side that belongs to no sector.
-    sector_of_side = np.append(sides["sector"].astype(np.int64), -1)
+    sector_of_side = np.append(sidedefs["sector"].astype(np.int64), -1)
     sector_of_side[sector_of_side >= len(sectors)] = -1
-    front = sector_of_side[np.minimum(lines["right"], len(sides))]
-    back = sector_of_side[np.minimum(lines["left"], len(sides))]
+    front = sector_of_side[np.minimum(lines["right"], len(sidedefs))]
+    back = sector_of_side[np.minimum(lines["left"], len(sidedefs))]
     lines, front, back = lines[front >= 0], front[front >= 0], back[front >= 0]  # the others are an editor's leftovers
     floors, ceilings = sectors["floor"].astype(np.float64), sectors["ceiling"].astype(np.float64)
     other = np.where(back >= 0, back, front)
@@ -233,13 +233,13 @@ def ray_hits(
     a_ahead, b_ahead = a @ middle, b @ middle
     behind = np.maximum(a_ahead, b_ahead) <= 0
     too_far = np.minimum(a_ahead, b_ahead) > reach * (directions @ middle).max()
-    kept = np.nonzero(~(beyond_left | beyond_right | behind | too_far))[0]
-    a, along = a[kept], (b - a)[kept]
+    hit = np.nonzero(~(beyond_left | beyond_right | behind | too_far))[0]
+    a, along = a[hit], (b - a)[hit]
     across = directions[:, :1] * along[:, 1] - directions[:, 1:] * along[:, 0]
     across = np.where(np.abs(across) < 1e-9, 1e-9, across)
     depth = (a[:, 0] * along[:, 1] - a[:, 1] * along[:, 0]) / across
     where = (a[:, 0] * directions[:, 1:] - a[:, 1] * directions[:, :1]) / across
-    return np.where((depth > 0) & (where >= 0) & (where <= 1), depth, np.inf), kept
+    return np.where((depth > 0) & (where >= 0) & (where <= 1), depth, np.inf), hit
 
 
 def is_sky(
@@ -260,10 +260,10 @@ def is_sky(
         slopes: (Q,) rise per unit of depth of each pixel.
         beyond: depth in map units up to which the pixels show no wall.
     """
-    depth, kept = ray_hits(level, origin[:2], directions)
-    on_front = _side(origin[:2], level.lines[kept, :2], level.lines[kept, 2:]) <= 0
-    near = np.where(on_front, level.front[kept], level.back[kept])
-    far = np.where(on_front, level.back[kept], level.front[kept])
+    depth, hit = ray_hits(level, origin[:2], directions)
+    on_front = _side(origin[:2], level.lines[hit, :2], level.lines[hit, 2:]) <= 0
+    near = np.where(on_front, level.front[hit], level.back[hit])
+    far = np.where(on_front, level.back[hit], level.front[hit])
     # Nothing goes on behind the first solid wall beyond the range: only crossings up to there are put in order.
     last = np.where((far < 0) & (depth > beyond), depth, np.inf).min(axis=1, initial=np.inf)
     rays, lines = np.nonzero((depth <= last[:, None]) & np.isfinite(depth))

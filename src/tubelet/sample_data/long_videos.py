@@ -101,9 +101,11 @@ def write_long_videos(root: str | Path, count: int) -> Mapping[str, int]:
     root = Path(root)
     videos = plan_long_videos(root, count)
     out = root / FOLDER
-    found = len(list(out.glob("*/*.mp4")))
-    if out.exists() and found != count:
-        raise ConfigError(f"{out}: has {found} long videos, requested were {count}; delete it or choose another FOLDER")
+    existing = len(list(out.glob("*/*.mp4")))
+    if out.exists() and existing != count:
+        raise ConfigError(
+            f"{out}: has {existing} long videos, requested were {count}; delete it or choose another FOLDER"
+        )
     return write_directory_once(out, lambda partial: _write(root, partial, videos), "choose another FOLDER") or {}
 
 
@@ -234,13 +236,13 @@ def _speeds(pose: NDArray[np.float32], fps: Fraction) -> tuple[str, ...]:
     return tuple(f"{value + 0.0:.4f}" for value in np.round((ahead, right, turn), 4))
 
 
-def visible_objects(truth: ClipTruth, shown: slice) -> list[str]:
+def visible_objects(truth: ClipTruth, span: slice) -> list[str]:
     """The classes of objects that fill enough of the frame in at least half of the frames.
 
     Args:
-        truth: of a clip.
-        shown: the frames.
+        truth: what a clip shows.
+        span: the frames to consider.
     """
-    classes = truth.classes[shown]
+    classes = truth.classes[span]
     areas = np.stack([(classes == k).mean((1, 2)) for k in range(FIRST_OBJECT, len(CLASSES))])
     return [CLASSES[FIRST_OBJECT + k] for k in np.flatnonzero((areas >= SMALLEST).mean(1) >= 0.5)]

@@ -214,8 +214,8 @@ def _name_sky(frame: _Frame, view: FrameScaling, level: Level, limit: float) -> 
     slopes = (camera.cy - rows.astype(np.float64) - 0.5) / camera.fy
     is_used = np.zeros(view.size, dtype=bool)
     is_used[columns] = True
-    used, place = np.nonzero(is_used)[0], (np.cumsum(is_used) - 1)[columns]
-    sky = is_sky(level, frame.pose[:3].astype(np.float64), directions[used], place, slopes, limit)
+    used, column_index = np.nonzero(is_used)[0], (np.cumsum(is_used) - 1)[columns]
+    sky = is_sky(level, frame.pose[:3].astype(np.float64), directions[used], column_index, slopes, limit)
     frame.classes[rows[sky], columns[sky]] = truth.SKY
 
 
@@ -276,8 +276,8 @@ def record(
         level=level.name,
     )
     pixels = np.stack([reduce_square(frame.large, view.factor) for frame in taken])
-    seen = bool(((classes >= truth.FIRST_OBJECT).mean(axis=(1, 2)) >= OBJECT_PIXELS).any())
-    return Shot(pixels, clip, codes, steps, seen)
+    object_visible = bool(((classes >= truth.FIRST_OBJECT).mean(axis=(1, 2)) >= OBJECT_PIXELS).any())
+    return Shot(pixels, clip, codes, steps, object_visible)
 
 
 def _enter(game: Any, plan: ViewPlan, motion: int, view: FrameScaling) -> _Frame:

@@ -351,11 +351,11 @@ def read_description(root: str | Path) -> dict[str, Any]:
     if description.get("name") != NAME:
         raise file_error(path, f"its name is {description.get('name')!r:.100}, expected {NAME!r}", _REMEDY)
     if description.get("format") != FORMAT:
-        found = description.get("format")
-        raise file_error(path, f"its format is {found!r:.100}, this version reads {FORMAT}", _REMEDY)
+        version = description.get("format")
+        raise file_error(path, f"its format is {version!r:.100}, this version reads {FORMAT}", _REMEDY)
     validate_content(Description, description, path, _REMEDY)
-    for field, known in (("classes", CLASSES), ("motions", MOTIONS)):
-        if description[field] != list(known):
+    for field, expected in (("classes", CLASSES), ("motions", MOTIONS)):
+        if description[field] != list(expected):
             raise file_error(path, f"{field} are not those of this version", _REMEDY)
     return description
 

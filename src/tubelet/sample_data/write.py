@@ -133,8 +133,8 @@ def run_job(job: LevelJob) -> JobResult:
                 awake = True
             # Turns between the two, and from motion to motion: one that this level cannot give must not block the rest.
             for_image = bool(images) and (not clips or attempt % 4 == 3)
-            place = attempt % len(images if for_image else clips)
-            motion = truth.NO_MOTION if for_image else clips[place][1]
+            entry_index = attempt % len(images if for_image else clips)
+            motion = truth.NO_MOTION if for_image else clips[entry_index][1]
             try:
                 shot = record(game, level, anchors, motion, job.settings, rng)
                 if not shot.shows_object and rng.random() < EMPTY_REJECTED:
@@ -143,9 +143,9 @@ def run_job(job: LevelJob) -> JobResult:
                 rejected[str(reason)] += 1
                 continue
             if for_image:
-                _write_image(job, images.pop(place), shot)
+                _write_image(job, images.pop(entry_index), shot)
             else:
-                _write_clip(job, clips.pop(place)[0], shot)
+                _write_clip(job, clips.pop(entry_index)[0], shot)
                 with_object += shot.shows_object
     return JobResult(job, tuple(clips), tuple(images), rejected, with_object)
 
@@ -168,23 +168,23 @@ def run_jobs(jobs: list[LevelJob], workers: int, done: Callable[[JobResult], Non
     Raises:
         TubeletError: a level hangs, or the engine crashed.
     """
-    found: dict[LevelJob, JobResult] = {}
+    results: dict[LevelJob, JobResult] = {}
 
     def collect(job: LevelJob, result: JobResult) -> None:
-        found[job] = result
+        results[job] = result
         done(result)
 
     try:
         timeout_s = JOB_SECONDS * ceil(len(jobs) / workers)
         process_map(run_job, jobs, workers, collect, "run the same command to start again", timeout_s, isolated=True)
     except WorkerCrashError as error:
-        if words := explain_engine_exits(scratch):
-            raise DataError(f"{words}; {error}") from error
+        if cause := explain_engine_exits(scratch):
+            raise DataError(f"{cause}; {error}") from error
         raise
     except TimeoutError:
-        left = ", ".join(job.level for job in jobs if job not in found)
+        left = ", ".join(job.level for job in jobs if job not in results)
         raise DataError(f"rendering hangs; unfinished levels: {left}; try another seed") from None
-    return [found[job] for job in jobs]
+    return [results[job] for job in jobs]
 
 
 def split_levels(seed: int, validation_share: float) -> dict[str, list[tuple[str, str]]]:
@@ -208,9 +208,9 @@ def plan_jobs(
     used = min(len(levels), max(1, ceil(len(clips) / CLIPS_PER_LEVEL), ceil(len(images) / CLIPS_PER_LEVEL)))
     jobs = []
     for k in range(used):
-        place = (k + round_ * used) % len(levels)
-        seed = (settings.seed, 1 if split == "train" else 2, round_, place)
-        jobs.append(LevelJob(settings, split, *levels[place], seed, tuple(clips[k::used]), tuple(images[k::used])))
+        index = (k + round_ * used) % len(levels)
+        seed = (settings.seed, 1 if split == "train" else 2, round_, index)
+        jobs.append(LevelJob(settings, split, *levels[index], seed, tuple(clips[k::used]), tuple(images[k::used])))
     return [job for job in jobs if job.clips or job.images]
 
 
@@ -380,7 +380,7 @@ def _plan_files(parameters: dict) -> dict[str, tuple[list[tuple[int, int]], list
     """The (index, motion) of the clips and the indices of the images of each split."""
     share, total = parameters["validation_share"], (parameters["clips"], parameters["images"])
     val = [round(count * share) for count in total]
-    counts = {"train": [count - kept for count, kept in zip(total, val, strict=True)], "val": val}
+    counts = {"train": [count - val_count for count, val_count in zip(total, val, strict=True)], "val": val}
     # Motions in turn, shifted once per round through the levels, so that each level has all of them.
     return {
         split: ([(k, (k + k // 7) % len(truth.MOTIONS)) for k in range(clips)], list(range(images)))

@@ -165,12 +165,12 @@ def evaluate(context: EvaluationContext) -> Result:
         {"samples": dataset_fingerprint(train, train_labels), "classes": classes},
         config.workers,
     )
-    known = truth[:, 2] < trained
-    allowed = [_occurring(truth[known, h], count) for h, count in enumerate(classes)]
+    trained_classes = truth[:, 2] < trained
+    allowed = [_occurring(truth[trained_classes, h], count) for h, count in enumerate(classes)]
     scores = score_heads(
         context, probes, Tokens(val, truth), torch.sigmoid, allowed_classes=allowed, workers=config.workers
     )
-    values = [_metrics(own, truth, known) for own in scores]
+    values = [_metrics(own, truth, trained_classes) for own in scores]
     best = max(range(len(scores)), key=lambda i: values[i]["action recall@5"].value)
     return context.result(
         benchmark=benchmark.name,
@@ -179,7 +179,7 @@ def evaluate(context: EvaluationContext) -> Result:
         counts={
             "training actions": len(train),
             "validation actions": len(val),
-            "of classes never trained on": int((~known).sum()),
+            "of classes never trained on": int((~trained_classes).sum()),
             "verbs": classes[0],
             "nouns": classes[1],
             "pairs trained on": trained,
@@ -202,13 +202,13 @@ def _segments(
     benchmark: AnticipationDataset, config: EvaluateConfig
 ) -> tuple[dict[str, list[ActionSegment]], list[BadFile]]:
     """The actions of each split whose video exists, and the missing videos."""
-    kept: dict[str, list[ActionSegment]] = {}
+    by_video: dict[str, list[ActionSegment]] = {}
     skipped: list[BadFile] = []
     for split, listed in (("train", benchmark.train), ("val", benchmark.test)):
         chosen = subsample_evenly(listed, config.max_samples)
-        kept[split], gone = drop_missing_files(chosen, split, config.max_failed_fraction)
+        by_video[split], gone = drop_missing_files(chosen, split, config.max_failed_fraction)
         skipped += gone
-    return kept, skipped
+    return by_video, skipped
 
 
 def _source(segment: ActionSegment) -> Source:
@@ -231,14 +231,14 @@ def _occurring(labels: Tensor, count: int) -> Tensor:
     return torch.bincount(labels, minlength=count).bool()
 
 
-def _metrics(scores: list[Scores], truth: Tensor, known: Tensor) -> dict[str, Metric]:
+def _metrics(scores: list[Scores], truth: Tensor, trained: Tensor) -> dict[str, Metric]:
     """The official metric of each output; then V-JEPA 2's, which leaves out actions that are not trained on."""
     values: dict[str, float] = {}
     for h in (2, 0, 1):
         values[f"{_HEADS[h]} recall@{_K}"] = class_mean_recall(scores[h].ranks, truth[:, h], _K)
-    for h in (2, 0, 1) if known.any() else ():
+    for h in (2, 0, 1) if trained.any() else ():
         name = f"{_HEADS[h]} recall@{_K} among known actions"
-        values[name] = class_mean_recall(scores[h].ranks_among[known], truth[known, h], _K)
+        values[name] = class_mean_recall(scores[h].ranks_among[trained], truth[trained, h], _K)
     values["action top-1"] = top_k(scores[2].ranks, 1)
     return {name: Metric(value=value, unit="%") for name, value in values.items()}
 

@@ -179,10 +179,10 @@ def sum_of_losses(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
 
     The root of variance + 0.15 mean² of the error g of the logarithm, over all of a batch's rows with a depth.
     """
-    known = values > 0
-    count = known.sum().clamp(min=1)
+    valid = values > 0
+    count = valid.sum().clamp(min=1)
     g = depth_of(outputs, bins).add(1e-3).log() - values.clamp(min=1e-3).add(1e-3).log().unsqueeze(1)
-    g = g * known.unsqueeze(1)
+    g = g * valid.unsqueeze(1)
     mean = g.sum(0) / count
     variance = g.square().sum(0) / count - mean.square()
     return (variance + 0.15 * mean.square()).clamp(min=1e-8).sqrt().sum()
@@ -190,10 +190,10 @@ def sum_of_losses(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
 
 def accumulate(outputs: Tensor, values: Tensor, bins: Tensor) -> Tensor:
     """(S, 2): each head's sum of squared errors in square meters, and the number of rows."""
-    known = values > 0
+    valid = values > 0
     wide = accumulation_dtype(outputs.device)
-    squares = (depth_of(outputs[known], bins) - values[known].unsqueeze(1)).square().to(wide).sum(0)
-    return torch.stack([squares, known.sum().to(wide).expand_as(squares)], dim=1)
+    squares = (depth_of(outputs[valid], bins) - values[valid].unsqueeze(1)).square().to(wide).sum(0)
+    return torch.stack([squares, valid.sum().to(wide).expand_as(squares)], dim=1)
 
 
 def held_out_scores(sums: Tensor) -> list[float]:
@@ -227,9 +227,9 @@ def predict(
     meters = depth_of(scores.movedim(1, -1), bins)
     meters = (meters[0] + meters[1].flip(-1)) / 2
     top, left, bottom, right = depths.input_region(shape)
-    seen = F.interpolate(meters[None, None], (bottom - top, right - left), mode="bilinear", align_corners=False)
+    resized = F.interpolate(meters[None, None], (bottom - top, right - left), mode="bilinear", align_corners=False)
     whole = np.zeros(shape, np.float32)
-    whole[top:bottom, left:right] = seen[0, 0].clamp(PROTOCOL.min_depth, depths.max_depth).cpu().numpy()
+    whole[top:bottom, left:right] = resized[0, 0].clamp(PROTOCOL.min_depth, depths.max_depth).cpu().numpy()
     return whole
 
 
@@ -292,11 +292,11 @@ def score(
         scored = np.zeros(truth.shape, bool)
         top, left, bottom, right = depths.eval_region((truth.shape[0], truth.shape[1]))
         scored[top:bottom, left:right] = True
-        known = scored & (truth > PROTOCOL.min_depth) & (predicted > 0)
-        if not known.any():
+        valid = scored & (truth > PROTOCOL.min_depth) & (predicted > 0)
+        if not valid.any():
             without_truth.append(samples[number].name)
             continue
-        own = depth_errors(torch.from_numpy(predicted[known]), torch.from_numpy(truth[known]))
+        own = depth_errors(torch.from_numpy(predicted[valid]), torch.from_numpy(truth[valid]))
         errors.append(own)
         heapq.heappush(worst, (own.rmse, number, predicted, np.where(scored, truth, 0), own))
         if len(worst) > _EXAMPLES:
@@ -330,9 +330,9 @@ def iter_predictions(
 
 
 def _example(pair: DenseSample, predicted: NDArray[np.float32], truth: NDArray[Any], errors: DepthErrors) -> Example:
-    known = (truth > 0) & (predicted > 0)
-    low, high = float(truth[known].min()), float(truth[known].max())
-    ratio = predicted / np.where(known, truth, 1)
+    valid = (truth > 0) & (predicted > 0)
+    low, high = float(truth[valid].min()), float(truth[valid].max())
+    ratio = predicted / np.where(valid, truth, 1)
     return Example(
         name=pair.name,
         score=errors.rmse,
@@ -340,7 +340,7 @@ def _example(pair: DenseSample, predicted: NDArray[np.float32], truth: NDArray[A
             "image": pair.show_image(),
             f"truth, {low:.1f} to {high:.1f} m": color_depth(truth, low, max(high, 1.01 * low)),
             "prediction": color_depth(predicted, low, max(high, 1.01 * low)),
-            "blue too near, red too far": color_depth_errors(ratio, known),
+            "blue too near, red too far": color_depth_errors(ratio, valid),
         },
         note=f"AbsRel {errors.abs_rel:.3f}, δ1 {errors.delta1:.3f}",
     )

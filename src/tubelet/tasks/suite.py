@@ -85,10 +85,10 @@ def evaluate(context: EvaluationContext) -> Result:
     data, config, model = context.data, context.config, context.model
     require_sample_set(data)
     path = resolve_best(Path(context.source).expanduser())
-    found = list_checkpoints(path)
-    checkpoint = found[-1] if found else path
+    checkpoints = list_checkpoints(path)
+    checkpoint = checkpoints[-1] if checkpoints else path
     step = None
-    if found or path in list_checkpoints(path.parent.parent):
+    if checkpoints or path in list_checkpoints(path.parent.parent):
         step = step_from_header(read_header(checkpoint), checkpoint)
     made = read_description(data)["parameters"]
     there = frames_that_fit(made["frames"], made["frames"], model.config.tubelet_size)

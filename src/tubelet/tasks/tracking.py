@@ -149,8 +149,8 @@ class _Clip:
 
     def tracks(self) -> StepTracks:
         tracks = self.dataset.load_tracks(self.video)
-        places, visible = crop_tracks(tracks.points, tracks.visible, tracks.shape[1:], self.window, self.size)
-        return tracks_by_step(places, visible, self.window // self.grid.t, self.patch_size)
+        points, visible = crop_tracks(tracks.points, tracks.visible, tracks.shape[1:], self.window, self.size)
+        return tracks_by_step(points, visible, self.window // self.grid.t, self.patch_size)
 
     def images(self) -> NDArray[np.uint8]:
         """(S, size, size, 3) the mean frame of each step, as a token sees it."""
@@ -169,28 +169,28 @@ class _Clip:
 def _example(clip: _Clip, features: dict[str, Tensor], value: float) -> Example:
     """The step at which most of the points that move are first seen, and two later ones."""
     tracks = clip.tracks()
-    asked, first = query_points(tracks)
-    tracks = tracks[asked]
+    queried, first = query_points(tracks)
+    tracks = tracks[queried]
     steps = torch.arange(tracks.visible.shape[1])
-    start = tracks.points[torch.arange(len(asked)), first]
+    start = tracks.points[torch.arange(len(queried)), first]
     moved = (tracks.points - start.unsqueeze(1)).norm(dim=-1) > MOVED
     counted = tracks.visible & moved & (steps > first.unsqueeze(1))
     begin = int(torch.bincount(first, counted.sum(1).double()).argmax())
     chosen = torch.tensor(
         subsample_evenly(((first == begin) & counted.any(1)).nonzero().squeeze(1).tolist(), _POINTS_DRAWN)
     )
-    places = tracks.points[chosen]
-    found = track_points(clip.maps(features), places[:, begin], first[chosen])
+    points = tracks.points[chosen]
+    predicted = track_points(clip.maps(features), points[:, begin], first[chosen])
     later = counted[chosen].any(0).nonzero().squeeze(1).tolist()
     images, patch = clip.images(), clip.patch_size
     drawn = {
         f"asked for at step {begin + 1}, and where they go": draw_tracks(
-            images[begin], [(track[begin : later[-1] + 1] * patch).numpy() for track in places]
+            images[begin], [(track[begin : later[-1] + 1] * patch).numpy() for track in points]
         )
     }
     for step in dict.fromkeys([later[len(later) // 2], later[-1]]):
         here = tracks.visible[chosen, step]
-        truth, guess = places[here, step], found[here, step]
+        truth, guess = points[here, step], predicted[here, step]
         right = (truth - guess).norm(dim=-1) <= WITHIN
         drawn[f"step {step + 1}: true (ring) and found (dot)"] = draw_matches(
             images[step], (truth * patch).numpy(), (guess * patch).numpy(), right.numpy()
@@ -199,7 +199,7 @@ def _example(clip: _Clip, features: dict[str, Tensor], value: float) -> Example:
         name=clip.video.path.name,
         score=100 * value,
         images=drawn,
-        note=f"camera: {clip.video.motion}; of {len(asked)} points {len(chosen)} are drawn",
+        note=f"camera: {clip.video.motion}; of {len(queried)} points {len(chosen)} are drawn",
     )
 
 

@@ -82,8 +82,8 @@ def evaluate(context: EvaluationContext) -> Result:
         TubeletError: if the folder has neither layout, or a file in it is wrong.
     """
     model, data, config = context.model, context.data, context.config
-    found: VideoObjectDataset = context.dataset
-    sequences = subsample_evenly(found.sequences, config.max_samples)
+    dataset: VideoObjectDataset = context.dataset
+    sequences = subsample_evenly(dataset.sequences, config.max_samples)
     short, window = context.dense_size(PROTOCOL.short_side), config.frames or 1
     windows = [(n, part) for n, sequence in enumerate(sequences) for part in _windows(sequence, window)]
     options: dict[str, Any] = {"short": short, "patch": model.patch_size}
@@ -121,12 +121,12 @@ def _result(
     short: int,
     window: int,
 ) -> Result:
-    found: VideoObjectDataset = context.dataset
+    dataset: VideoObjectDataset = context.dataset
     public = measured[0].sequence.masks is not None
     size = "each an image" if window == 1 else f"in windows of {window} through the video tokenizer"
     p = PROTOCOL.propagation
     return context.result(
-        benchmark=found.name,
+        benchmark=dataset.name,
         protocol=(
             f"Labels of the first frame and of the last {p.context} are propagated by the {p.neighbors} most similar "
             f"tokens within {p.radius} tokens (temperature {p.temperature}), as for DINOv3; no training. Frames of "
@@ -144,7 +144,7 @@ def _result(
         skipped=bad,
         details={"sequences": _details(measured), "protocol": asdict(PROTOCOL) | {"short_side": short}},
         examples=[_example(m) for m in _chosen(measured)],
-        files={f"{found.output_folder}/{m.sequence.name}": m.folder for m in measured},
+        files={f"{dataset.output_folder}/{m.sequence.name}": m.folder for m in measured},
     )
 
 
@@ -266,8 +266,8 @@ def _details(measured: list[_SequenceScore]) -> dict[str, Any]:
 
 def _chosen(measured: list[_SequenceScore]) -> list[_SequenceScore]:
     """The sequences of the lowest J&F, or some of all where the ground truth is not public."""
-    known = [m for m in measured if m.score is not None]
-    return sorted(known, key=lambda m: m.score or 0.0)[:_EXAMPLES] or subsample_evenly(measured, _EXAMPLES)
+    scored = [m for m in measured if m.score is not None]
+    return sorted(scored, key=lambda m: m.score or 0.0)[:_EXAMPLES] or subsample_evenly(measured, _EXAMPLES)
 
 
 def _example(measured: _SequenceScore) -> Example:
@@ -282,8 +282,8 @@ def _example(measured: _SequenceScore) -> Example:
         return draw_objects(read_image(sequence.frames[number]).numpy(), labels, palette)
 
     images = {f"given, frame {sequence.frames[start].stem}": drawn(start, sequence.reference_masks[start])}
-    shown = [frames[len(frames) // 2], *(frames[-1:] if sequence.masks is None else ())] if frames else []
-    for number in dict.fromkeys(shown):
+    picked = [frames[len(frames) // 2], *(frames[-1:] if sequence.masks is None else ())] if frames else []
+    for number in dict.fromkeys(picked):
         stem = sequence.frames[number].stem
         if sequence.masks is not None:
             images[f"truth, frame {stem}"] = drawn(number, sequence.masks[number])

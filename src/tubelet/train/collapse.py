@@ -116,10 +116,10 @@ class CollapseDetector:
         return warnings
 
     def _observe(self, name: str, value: float | None) -> str | None:
-        found = _FIGURE.fullmatch(name)
-        if found is None or value is None or not isfinite(value):
+        match = _FIGURE.fullmatch(name)
+        if match is None or value is None or not isfinite(value):
             return None  # what is not finite is another guard's
-        who, level, figure = found["who"] or "teacher", found["level"], found["figure"]
+        who, level, figure = match["who"] or "teacher", match["level"], match["figure"]
         least = MIN_CHANNEL_STD if figure == "channel_std" else max(2.0, MIN_RANK_FRACTION * self.widths[who])
         recent = self.recent.setdefault(name, deque(maxlen=WINDOW))
         usual = median(recent) if len(recent) >= WINDOW // 2 else value

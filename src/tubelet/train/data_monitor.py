@@ -49,9 +49,9 @@ class StepTimer:
             from step to step that the device had nothing to do between the two.
         """
         before, started = self.ended, self.started
-        began, self.began = self.began, time.perf_counter()
+        start_time, self.began = self.began, time.perf_counter()
         self.ended = ended = self._event()
-        elapsed = self.began - began
+        elapsed = self.began - start_time
         metrics: dict[str, Any] = {"clips_per_s": samples / elapsed, "data_wait_fraction": self.waited / elapsed}
         if before is not None and started is not None and ended is not None:
             metrics["device_wait_fraction"] = lambda: before.elapsed_time(started) / before.elapsed_time(ended)

@@ -165,13 +165,13 @@ class DistContext:
                 )
 
     def sync_step_status(
-        self, data: StepData, known: Container[str], stop: Signals | None, save: bool
+        self, data: StepData, known_bad: Container[str], stop: Signals | None, save: bool
     ) -> tuple[StepData, Signals | None, bool]:
         """Share what one process has found, such as a bad file or a signal, with all others.
 
         Args:
             data: this process's share of a step.
-            known: files that all processes know to be bad.
+            known_bad: files that all processes know to be bad.
             stop: the signal that this process received.
             save: whether this process finds a checkpoint overdue.
 
@@ -182,7 +182,7 @@ class DistContext:
         self.current_op = "the exchange at the beginning of a step"
         if self.world_size == 1:
             return data, stop, save
-        bad = [file for file in data.bad if file.path not in known]
+        bad = [file for file in data.bad if file.path not in known_bad]
         signals = [int(stop == signal) for signal in STOP_SIGNALS]
         status = torch.tensor([len(bad) + (data.failure is not None), data.short_clips, int(save), *signals])
         dist.all_reduce(status)
@@ -260,10 +260,10 @@ def _rendezvous(size: int, timeout: timedelta) -> tuple[dist.Store, int]:
         if time.monotonic() > deadline:
             raise TrainingError(f"{met + 1} of {size} processes joined within {timeout}: see the logs of the others")
         for key in (f"tubelet/rank {other}" for other in range(1, size)):
-            known = store.get(key).decode() if store.check([key]) else ""
-            if known != answered.get(key, ""):
-                store.set(known, name)
-                answered[key] = known
+            peer_name = store.get(key).decode() if store.check([key]) else ""
+            if peer_name != answered.get(key, ""):
+                store.set(peer_name, name)
+                answered[key] = peer_name
         time.sleep(0.01)
     return dist.PrefixStore(name, store), rank
 
@@ -295,23 +295,25 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
     timed_out = isinstance(error, RuntimeError) and "imed out" in text
     is_cause = isinstance(error, TubeletError) or not (timed_out or _is_lost_peer(error))
     if isinstance(error, TubeletError):
-        known = error
+        reported_error = error
     elif is_cause:
-        known = TubeletError(text)
+        reported_error = TubeletError(text)
     elif timed_out:
-        known = TubeletError(f"{_timeout_message(store, ctx, timeout)} ({text})")
+        reported_error = TubeletError(f"{_timeout_message(store, ctx, timeout)} ({text})")
     else:
-        known = TubeletError(f"rank {rank} lost the connection to another process of the run; aborting ({text})")
+        reported_error = TubeletError(
+            f"rank {rank} lost the connection to another process of the run; aborting ({text})"
+        )
     try:
         first = store.add("failed", 1) == 1
         if (store.add("causes", 1) == 1) if is_cause else first:
             if is_cause and not isinstance(error, TubeletError):
                 traceback.print_exception(error)
-            print(f"error: {known}", file=sys.stderr, flush=True)
+            print(f"error: {reported_error}", file=sys.stderr, flush=True)
             store.set("reported", "")
         else:
             store.wait(["reported"], SHUTDOWN_GRACE)
-        known.reported = True
+        reported_error.reported = True
         if ctx.device.type == "cuda":
             _abort_collectives()
         left = store.add("left", 1)
@@ -324,7 +326,7 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
             left = store.add("left", 0)
     except RuntimeError:
         pass  # the process that hosted the store has died
-    return known
+    return reported_error
 
 
 def _abort_collectives() -> None:

@@ -93,15 +93,15 @@ class PeriodicEvaluation:
         """
         assert self.evaluate is not None
         state = gather_state(self.model.teacher.state_dict(), keep=self.ctx.is_rank0)
-        found = self.ctx.run_on_rank0(lambda: self._compute(state))
+        metrics = self.ctx.run_on_rank0(lambda: self._compute(state))
         name, self.candidate = self.config.best_metric, None
-        value, sign = found[name], 1 if self.evaluate.metrics[name] else -1
+        value, sign = metrics[name], 1 if self.evaluate.metrics[name] else -1
         best = self.best["value"] if self.best is not None and self.best["metric"] == name else -sign * float("inf")
         if not isfinite(value):
             logger.warning("%s is %s after step %d: this checkpoint cannot be the best one", name, value, step)
         elif sign * value > sign * best:
             self.candidate = {"step": step, "metric": name, "value": value}
-        return found
+        return metrics
 
     def _compute(self, state: Mapping[str, Tensor]) -> dict[str, float]:
         assert self.evaluate is not None

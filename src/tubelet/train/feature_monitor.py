@@ -57,8 +57,8 @@ class FeatureMonitor:
 
     def _catch(self, module: nn.Module, inputs: Any, outputs: list[tuple[Tensor, Tensor]]) -> None:
         masked: list[MaskedGrid] = inputs[1]
-        found = (output for output, each in zip(outputs, masked, strict=True) if each.modality == self.modality)
-        output = next(found, None)
+        matching = (output for output, each in zip(outputs, masked, strict=True) if each.modality == self.modality)
+        output = next(matching, None)
         if self.hook is not None and output is not None:
             self.hook.remove()
             self.hook = None

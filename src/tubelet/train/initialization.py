@@ -154,12 +154,12 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
     """
     weights_alone = origin.path.suffix == ".pt" or is_encoder_file(origin.path)
     fitting = [part for part in origin.parts if part != "student" or origin.adapted_from is None]
-    kept = set() if weights_alone else load_optimizer_moments(origin.path, model, optimizer, fitting)
+    loaded = set() if weights_alone else load_optimizer_moments(origin.path, model, optimizer, fitting)
     message = f"starting from {origin.path}, "
-    if kept >= set(origin.parts):
+    if loaded >= set(origin.parts):
         message += "AdamW's moments included"
     else:
-        message += "the predictor's moments of AdamW included" if kept else "AdamW's moments anew"
+        message += "the predictor's moments of AdamW included" if loaded else "AdamW's moments anew"
     if "predictor" not in origin.parts:
         why = "there is none in it" if is_encoder_file(origin.path) else "that one predicts another teacher's features"
         message += f"; the predictor starts anew, since {why}"

@@ -14,14 +14,14 @@ IGNORES_FOUND_INF = ("mps",)
 def build_optimizer(model: VJEPA, config: OptimConfig) -> AdamW:
     """AdamW over student and predictor, one fused kernel a step; biases and weights of norms are not decayed."""
     decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for part in (model.student, model.predictor):
         for name, parameter in part.named_parameters():
             if parameter.requires_grad:
-                (decayed if is_decayed(name, parameter) else kept).append(parameter)
+                (decayed if is_decayed(name, parameter) else not_decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
+        {"params": not_decayed, "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 

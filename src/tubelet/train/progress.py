@@ -78,9 +78,11 @@ class ProgressLine:
         if self.on_terminal:
             return
         now, step = time.monotonic(), row["step"]
-        began, first = self.first = self.first or (now, step)
+        start_time, first = self.first = self.first or (now, step)
         late = now - self.logged_at > _LOG_SECONDS  # a month has days between its twentieths
         if late or step % self.every == 0 or step == self.steps:
             self.logged_at = now
-            left = f"  {duration((now - began) / (step - first) * (self.steps - step))} left" if step > first else ""
-            logger.info("step %d/%d  %s%s", step, self.steps, Text.from_markup(figures).plain, left)
+            remaining = (
+                f"  {duration((now - start_time) / (step - first) * (self.steps - step))} left" if step > first else ""
+            )
+            logger.info("step %d/%d  %s%s", step, self.steps, Text.from_markup(figures).plain, remaining)

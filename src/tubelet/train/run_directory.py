@@ -79,24 +79,24 @@ class RunDirectory:
                 last step.
         """
         self.path, self.resume = path, resume
-        found = list_checkpoints(path)
-        self.checkpoint = found[-1] if found else None
+        checkpoints = list_checkpoints(path)
+        self.checkpoint = checkpoints[-1] if checkpoints else None
         self.changed: list[str] = []
         self.lost_steps = 0  # of an earlier start, which wrote no checkpoint
         # A directory with only a config is of a run that failed before its first step.
-        started = bool(found) or next(read_metrics(path), None) is not None
+        started = bool(checkpoints) or next(read_metrics(path), None) is not None
         if started and not resume:
             raise ConfigError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
-        if started and not found:
+        if started and not checkpoints:
             with suppress(TubeletError):  # rows after a damaged one are dropped with it
                 for row, _ in read_metrics(path):
                     self.lost_steps = row["step"]
         if started and (path / CONFIG).exists():
             self.changed = _changes(path / CONFIG, config)
-        if found and step_from_name(found[-1]) > config.steps:
+        if checkpoints and step_from_name(checkpoints[-1]) > config.steps:
             raise ConfigError(
-                f"{path}: {step_from_name(found[-1])} steps are done, and steps is {config.steps}: ask for more or use "
-                "another --out"
+                f"{path}: {step_from_name(checkpoints[-1])} steps are done, and steps is {config.steps}: raise --steps "
+                "or choose another --out"
             )
         before = read_text(path / SOURCES, _DELETE).strip() if (path / SOURCES).exists() else sources
         if sources and before != sources:
@@ -110,14 +110,14 @@ class RunDirectory:
         self.write_error = ""
         self.alerts: list[dict[str, Any]] = read_alerts(path)
 
-    def begin(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
+    def begin(self, step: int, on_row: Callable[[dict[str, Any]], None]) -> None:
         """Write the config, and keep the metrics and alerts of the first `step` steps.
 
         A resumed run writes those after it anew.
 
         Args:
             step: steps done.
-            seen: called with each row of metrics that is kept; there may be millions.
+            on_row: called with each row of metrics that is kept; there may be millions.
 
         Raises:
             TubeletError: if the metrics are damaged, or something cannot be written.
@@ -132,25 +132,25 @@ class RunDirectory:
         write_atomically(self.path / SOURCES, self.sources + "\n")
         if self.sample is not None:
             write_atomically(self.path / SOURCE_SAMPLE, json.dumps(self.sample, indent=1) + "\n")
-        self._cut_metrics(step, seen)
+        self._cut_metrics(step, on_row)
         write_atomically(self.path / ALERTS, "".join(json.dumps(row) + "\n" for row in self.alerts))
         (self.path / ALARMS).unlink(missing_ok=True)
         bad = [_bad_line(path, reason) for path, reason in self.bad.items()]
         write_atomically(self.path / BAD_FILES, "".join(bad))
 
-    def _cut_metrics(self, step: int, seen: Callable[[dict[str, Any]], None]) -> None:
+    def _cut_metrics(self, step: int, on_row: Callable[[dict[str, Any]], None]) -> None:
         """Cut the file after its last row that is kept, whose steps ascend: writing it anew would be gigabytes."""
-        path, kept = self.path / METRICS, 0
+        path, length = self.path / METRICS, 0
         for row, end in read_metrics(self.path):
             if row["step"] > step:
                 break
-            seen(row)
-            kept = end
+            on_row(row)
+            length = end
             if row["step"] == step:
                 break  # what a crash left after it is of no interest
         with file_errors(path, "check its permissions"):
             path.touch()
-            os.truncate(path, kept)
+            os.truncate(path, length)
 
     def add_bad(self, files: list[BadFile]) -> list[BadFile]:
         """Record files that could not be read; returns those that were not met before."""
@@ -304,11 +304,11 @@ def _changes(path: Path, config: TrainConfig) -> list[str]:
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    found = []
+    differences = []
     for field in dataclasses.fields(before):
         a, b = getattr(before, field.name), getattr(now, field.name)
         if dataclasses.is_dataclass(a):
-            found += _differences(a, b, f"{prefix}{field.name}.")
+            differences += _differences(a, b, f"{prefix}{field.name}.")
         elif a != b:
-            found.append(f"{prefix}{field.name}: {a} -> {b}")
-    return found
+            differences.append(f"{prefix}{field.name}: {a} -> {b}")
+    return differences

@@ -40,13 +40,13 @@ def sample_checksums(media: MediaList) -> dict[str, int]:
 
     A resumed run compares them: files that were made again under the same names are other data.
     """
-    found = {}
+    checksums = {}
     for files in (media.videos, media.images):
         for i in range(0, len(files), max(1, -(-2 * len(files) // SAMPLED_FILES))):
             with suppress(OSError):  # a bad file, which is reported when it is read
                 if not is_url(files[i]):
-                    found[escape_filename(files[i])] = _checksum(Path(files[i]))
-    return found
+                    checksums[escape_filename(files[i])] = _checksum(Path(files[i]))
+    return checksums
 
 
 def _checksum(path: Path) -> int:

@@ -55,14 +55,14 @@ class StepStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # An error of a worker's own says "Caught ... in DataLoader worker".
-        trouble = None
+        message = None
         reports = ("DataLoader timed out", "DataLoader worker")
         of_loader = isinstance(error, RuntimeError) and str(error).startswith(reports)
         if of_loader or isinstance(error, (ConnectionError, EOFError)):  # a worker that dies while it passes tensors
-            trouble = self._trouble(str(error))
+            message = self._trouble(str(error))
         del self.batches, self.loader  # which ends the workers
-        if trouble:
-            raise TrainingError(trouble) from error
+        if message:
+            raise TrainingError(message) from error
 
     def __iter__(self) -> Iterator[tuple[int, StepData]]:
         return self

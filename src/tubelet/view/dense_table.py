@@ -109,7 +109,7 @@ def read_dense_table(
 
 def _list_rows(table: Path) -> dict[str, _TableFile]:
     """All files of a table, without their tokens."""
-    found: dict[str, _TableFile] = {}
+    rows: dict[str, _TableFile] = {}
     for part in parts(table):
         columns = read_part(part, ["path", "clip_index", "clips", "size_bytes", "changed_s", "grid", "times"], SPAN)
         if row_keys(columns) != columns["path"]:
@@ -118,11 +118,11 @@ def _list_rows(table: Path) -> dict[str, _TableFile]:
                 "without --serve, or embed the whole videos"
             )
         for row in columns.to_pylist():
-            file = found.setdefault(row["path"], _TableFile())
+            file = rows.setdefault(row["path"], _TableFile())
             file.times[row["clip_index"]] = np.array(row["times"])
             file.clips, file.space = row["clips"], (row["grid"][1], row["grid"][2])
             file.version = row["size_bytes"], row["changed_s"]
-    return dict(sorted(found.items()))
+    return dict(sorted(rows.items()))
 
 
 def _choose(table: Path, rows: Mapping[str, _TableFile], chosen: Sequence[str]) -> dict[str, _TableFile]:
@@ -132,21 +132,21 @@ def _choose(table: Path, rows: Mapping[str, _TableFile], chosen: Sequence[str]) 
             raise ConfigError(
                 f"{escape_filename(name)} is not in {table}; pass files that were embedded, or embed it, too"
             )
-    found = {by_path[Path(name).resolve()]: rows[by_path[Path(name).resolve()]] for name in chosen} or dict(rows)
-    if not found:
+    selected = {by_path[Path(name).resolve()]: rows[by_path[Path(name).resolve()]] for name in chosen} or dict(rows)
+    if not selected:
         raise DataError(f"{table}: has no rows yet; wait for `tubelet embed` to finish")
-    if len(found) > MOST_FILES:
+    if len(selected) > MOST_FILES:
         raise ConfigError(
-            f"{table} has {len(found):,} files, expected at most {MOST_FILES} on a page; "
+            f"{table} has {len(selected):,} files, expected at most {MOST_FILES} on a page; "
             "name those to show after the table"
         )
-    for path, own in found.items():
+    for path, own in selected.items():
         if len(own.times) < own.clips:
             raise DataError(
                 f"{table}: has {len(own.times)} of {own.clips} clips of {path}; run the same `tubelet embed` again to "
                 "complete it"
             )
-    return found
+    return selected
 
 
 def _open_file(path: str, own: _TableFile, fps: float) -> ViewedFile:

@@ -35,11 +35,11 @@ def draw_ethogram(files: Sequence[MediaPredictions], out: Path, classes: Sequenc
         FileError: if it cannot be written.
     """
     videos = [each for each in files if each.duration_s > 0]
-    shown = videos[:MAX_ROWS]
-    found = labels_by_seconds([label for each in shown for label in each.labels])
+    videos_drawn = videos[:MAX_ROWS]
+    found = labels_by_seconds([label for each in videos_drawn for label in each.labels])
     colors = assign_colors(classes, found)
     labels = [label for label in colors if label in found]
-    row = 0.34 if len(shown) <= 40 else 0.2 if len(shown) <= 100 else 0.13
+    row = 0.34 if len(videos_drawn) <= 40 else 0.2 if len(videos_drawn) <= 100 else 0.13
     style: dict[Any, Any] = {
         "font.size": 9,
         "font.family": "sans-serif",
@@ -48,12 +48,12 @@ def draw_ethogram(files: Sequence[MediaPredictions], out: Path, classes: Sequenc
     }
     with matplotlib.rc_context(style):
         rows = -(-min(len(labels), MAX_LEGEND + 1) // _LEGEND_COLUMNS)
-        below, body = 0.65 + 0.22 * rows, row * max(1, len(shown))
+        below, body = 0.65 + 0.22 * rows, row * max(1, len(videos_drawn))
         height = _TOP + body + below
         figure = Figure(figsize=(_WIDTH, height))
         axes = figure.add_axes((_LEFT / _WIDTH, below / height, (_WIDTH - _LEFT - 0.2) / _WIDTH, body / height))
-        _draw_rows(axes, shown, colors)
-        _set_axes(axes, shown, row)
+        _draw_rows(axes, videos_drawn, colors)
+        _set_axes(axes, videos_drawn, row)
         title = f"{len(videos)} video{'s' * (len(videos) != 1)}"
         axes.set_title(title + (f", the first {MAX_ROWS} of them" if len(videos) > MAX_ROWS else ""), loc="left")
         handles = [Patch(color=colors[label], label=_short(label, 26)) for label in labels[:MAX_LEGEND]]
@@ -66,16 +66,16 @@ def draw_ethogram(files: Sequence[MediaPredictions], out: Path, classes: Sequenc
             figure.savefig(partial, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
 
 
-def _draw_rows(axes: Any, shown: Sequence[MediaPredictions], colors: dict[str, str]) -> None:
+def _draw_rows(axes: Any, videos: Sequence[MediaPredictions], colors: dict[str, str]) -> None:
     """All spans as one collection of rectangles, which is drawn many times faster than one by one."""
     boxes, fills = [], []
-    for place, each in enumerate(shown):
-        boxes.append(_box(0.0, each.duration_s, place - 0.45, 0.9))
+    for row_index, each in enumerate(videos):
+        boxes.append(_box(0.0, each.duration_s, row_index - 0.45, 0.9))
         fills.append(to_rgba("#8c929c", 0.15))
         lanes = _assign_lanes(each)
         height = 0.9 / (max(lanes.values(), default=0) + 1)
         for span in each.labels:
-            boxes.append(_box(span.start_s, span.end_s, place - 0.45 + lanes[span.label] * height, height))
+            boxes.append(_box(span.start_s, span.end_s, row_index - 0.45 + lanes[span.label] * height, height))
             opacity = _FAINTEST + (1 - _FAINTEST) * min(1.0, max(0.0, span.score))
             fills.append(to_rgba(colors[span.label], opacity))
     axes.add_collection(PolyCollection(boxes, facecolors=fills, linewidths=0))
@@ -113,11 +113,11 @@ def _overlap(spans: list[tuple[float, float]], others: list[tuple[float, float]]
     return False
 
 
-def _set_axes(axes: Any, shown: Sequence[MediaPredictions], row: float) -> None:
-    axes.set_ylim(max(1, len(shown)) - 0.5, -0.5)
-    axes.set_xlim(0, max((each.duration_s for each in shown), default=1.0))
-    names = [_short(Path(each.path).name, 34) for each in shown]
-    axes.set_yticks(range(len(shown)), names, fontsize=8.5 if row > 0.3 else 7 if row >= 0.2 else 5.5)
+def _set_axes(axes: Any, videos: Sequence[MediaPredictions], row: float) -> None:
+    axes.set_ylim(max(1, len(videos)) - 0.5, -0.5)
+    axes.set_xlim(0, max((each.duration_s for each in videos), default=1.0))
+    names = [_short(Path(each.path).name, 34) for each in videos]
+    axes.set_yticks(range(len(videos)), names, fontsize=8.5 if row > 0.3 else 7 if row >= 0.2 else 5.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("seconds")
     for side in ("top", "right", "left"):

@@ -165,14 +165,14 @@ def last_level(encoder: Encoder, clip: Clip) -> tuple[Tensor, Grid]:
 def pca_strips(clips: Sequence[Clip], encoders: dict[str, Encoder], gallery: Gallery) -> list[Strip]:
     """Frames of each clip, and each encoder's last level on three principal components that all clips share."""
     views = {name: [last_level(encoder, clip) for clip in clips] for name, encoder in encoders.items()}
-    projections = {name: fit_projection(torch.cat([x for x, _ in seen])) for name, seen in views.items()}
+    projections = {name: fit_projection(torch.cat([x for x, _ in features])) for name, features in views.items()}
     strips = []
     for i, clip in enumerate(clips):
         grid = views[TRAINED][i][1]
         steps = columns(grid.t)
         rows = [Row("frames", _frame_cells(clip, grid, steps, gallery), clip.caption)]
-        for name, seen in views.items():
-            colors = projections[name].colors(seen[i][0]).view(*grid.shape, 3).numpy()
+        for name, features in views.items():
+            colors = projections[name].colors(features[i][0]).view(*grid.shape, 3).numpy()
             rows.append(Row(name, [Cell(None, data_uri(colors[t])) for t in steps]))
         strips.append(Strip(_heads(grid, steps), rows))
     return strips
@@ -190,7 +190,7 @@ def find_tracks(
         frames: frames of a clip.
         limit: maximum number of objects.
     """
-    found: list[tuple[float, SampleEntry, int]] = []
+    candidates: list[tuple[float, SampleEntry, int]] = []
     for entry in entries:
         truth = read_truth(entry.truth)
         length = min(frames, len(truth.instances)) // config.tubelet_size * config.tubelet_size
@@ -206,10 +206,10 @@ def find_tracks(
                 continue
             centers = np.array([np.argwhere(region[t]).mean(0) for t in (0, -1)])
             travel = float(np.linalg.norm(centers[1] - centers[0])) * scale
-            found.append((min(float(areas.min()), 16.0) * (1 + min(travel, 4.0)), entry, int(number)))
-    found.sort(key=lambda item: -item[0])
+            candidates.append((min(float(areas.min()), 16.0) * (1 + min(travel, 4.0)), entry, int(number)))
+    candidates.sort(key=lambda item: -item[0])
     tracks: list[ObjectTrack] = []
-    for _, entry, number in found:
+    for _, entry, number in candidates:
         if len(tracks) == limit:
             break
         if all(entry.media.name != track.clip.file for track in tracks):

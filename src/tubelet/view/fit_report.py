@@ -102,20 +102,20 @@ def curve_sentence(curve: Sequence[LearningCurvePoint]) -> str:
     near = int(np.abs(doublings - 1).argmin())
     gain, before = float(gains[near] / doublings[near]), curve[near]
     unit = " points" if last.metric.unit == "%" else f" {last.metric.unit}" if last.metric.unit else ""
-    shown = f"{abs(gain):.{1 if last.metric.unit == '%' else 3}f}{unit}"
-    known = last.metric.low is not None and last.metric.high is not None
+    difference = f"{abs(gain):.{1 if last.metric.unit == '%' else 3}f}{unit}"
+    has_interval = last.metric.low is not None and last.metric.high is not None
     # Half of a half-width: about one standard error.
-    noise = (last.metric.high - last.metric.low) / 4 if known else np.inf  # type: ignore[operator]
+    noise = (last.metric.high - last.metric.low) / 4 if has_interval else np.inf  # type: ignore[operator]
     steps = f"From {before.labels} to {last.labels} labels"
-    if not known:
+    if not has_interval:
         change = "improved" if gain > 0 else "fell behind"
-        return f"{steps}, the metric {change} by {shown} for each doubling, measured on too few files to be sure."
+        return f"{steps}, the metric {change} by {difference} for each doubling, measured on too few files to be sure."
     if gain > noise:
-        return f"{steps}, the metric improved by {shown} for each doubling: more labels would pay."
+        return f"{steps}, the metric improved by {difference} for each doubling: more labels would pay."
     if gain > 0:
         return (
-            f"{steps}, the metric improved by {shown} for each doubling, which is within its uncertainty: more labels "
-            "would pay little, unless they are of cases that are rare so far."
+            f"{steps}, the metric improved by {difference} for each doubling, which is within its uncertainty: more "
+            "labels would pay little, unless they are of cases that are rare so far."
         )
     return f"{steps}, the metric did not improve: more labels of the same kind would not pay."
 
@@ -162,11 +162,11 @@ def score_bars(scores: Sequence[ModelMetrics]) -> list[ScoreBar]:
     if not scores or not scores[0].metrics:
         return []
     name = scores[0].metrics[0].name
-    found = [(model.model, metric) for model in scores if (metric := _metric(model, name)) is not None]
-    ends = [x for _, metric in found for x in (metric.value, metric.low, metric.high) if x is not None]
+    bars = [(model.model, metric) for model in scores if (metric := _metric(model, name)) is not None]
+    ends = [x for _, metric in bars for x in (metric.value, metric.low, metric.high) if x is not None]
     finite = [x for x in ends if np.isfinite(x)]
     low = min(0.0, *finite) if finite else 0.0
-    high = max([100.0 if found[0][1].unit == "%" else 0.0, *finite])
+    high = max([100.0 if bars[0][1].unit == "%" else 0.0, *finite])
     scale = 100 / ((high - low) or 1.0)
 
     def place(value: float | None) -> float:
@@ -182,7 +182,7 @@ def score_bars(scores: Sequence[ModelMetrics]) -> list[ScoreBar]:
             low=place(metric.low),
             span=None if metric.low is None or metric.high is None else place(metric.high) - place(metric.low),
         )
-        for model, metric in found
+        for model, metric in bars
     ]
 
 
@@ -219,7 +219,7 @@ def common_confusions(counts: NDArray[np.int64], classes: Sequence[str]) -> list
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_CONFUSIONS]
-    pairs = [divmod(int(place), len(classes)) for place in order]
+    pairs = [divmod(int(index), len(classes)) for index in order]
     return [(classes[i], classes[j], int(wrong[i, j]), int(counts[i].sum())) for i, j in pairs if wrong[i, j] > 1]
 
 
@@ -271,14 +271,14 @@ def _metric_rows(scores: Sequence[ModelMetrics]) -> dict[str, Any]:
     """All metrics as a table: a row for each model, of each metric the value, the interval, and whether it is best."""
     heads, columns = [], []
     for name in _metric_names(scores):
-        found = [_metric(model, name) for model in scores]
-        known = [each for each in found if each is not None]
-        sign = 1 if known[0].higher_is_better else -1
-        best = max(sign * each.value for each in known)
-        unit = f" ({known[0].unit})" if known[0].unit else ""
-        heads.append((name, unit, known[0].higher_is_better))
+        metrics = [_metric(model, name) for model in scores]
+        defined = [each for each in metrics if each is not None]
+        sign = 1 if defined[0].higher_is_better else -1
+        best = max(sign * each.value for each in defined)
+        unit = f" ({defined[0].unit})" if defined[0].unit else ""
+        heads.append((name, unit, defined[0].higher_is_better))
         columns.append(
-            [None if each is None else (*_value_and_interval(each), sign * each.value == best) for each in found]
+            [None if each is None else (*_value_and_interval(each), sign * each.value == best) for each in metrics]
         )
     rows = [(model.model, [column[number] for column in columns]) for number, model in enumerate(scores)]
     return {"heads": heads, "rows": rows}
@@ -287,8 +287,8 @@ def _metric_rows(scores: Sequence[ModelMetrics]) -> dict[str, Any]:
 def _value_and_interval(metric: MetricInterval) -> tuple[str, str]:
     """A metric and its interval as text; an unknown interval is empty."""
     value, _, rest = str(metric).partition(" [")
-    known = metric.low is not None and metric.high is not None
-    return value, rest.partition("]")[0].replace(", ", " to ") if known else ""
+    has_interval = metric.low is not None and metric.high is not None
+    return value, rest.partition("]")[0].replace(", ", " to ") if has_interval else ""
 
 
 def _cell(value: Any) -> str:

@@ -80,9 +80,9 @@ def write_map_page(content: MapContent, out: Path, thumbnails: int) -> None:
     folder = common_folder(clips.paths)
     neighbors, similarities = _neighbors_of_other_files(clips, layout)
     low, high = layout.places.min(0), layout.places.max(0)
-    places = (layout.places - low) / max(float((high - low).max()), 1e-9)
+    positions = (layout.places - low) / max(float((high - low).max()), 1e-9)
     arrays = {
-        "places": (places * 65535).astype("<u2"),
+        "places": (positions * 65535).astype("<u2"),
         "file": clips.file.astype("<u4"),
         "start": clips.start_s.astype("<f4"),
         "end": clips.end_s.astype("<f4"),

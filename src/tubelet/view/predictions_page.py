@@ -33,8 +33,8 @@ def write_predictions_page(
     Raises:
         FileError: if the page or a copy cannot be written.
     """
-    found = {label.label for each in files for label in each.labels}
-    colors = {label: color for label, color in assign_colors(classes, found).items() if label in found}
+    labels = {label.label for each in files for label in each.labels}
+    colors = {label: color for label, color in assign_colors(classes, labels).items() if label in labels}
     numbers = {label: number for number, label in enumerate(colors)}
     curves = sum(len(each.curves) for each in files)
     points = int(np.clip(_POINTS / max(1, curves), 100, _MOST_POINTS))
@@ -100,11 +100,11 @@ def _extremes(values: NDArray[np.float64], points: int) -> NDArray[np.int64]:
     if len(values) <= points:
         return np.arange(len(values))
     bounds = np.linspace(0, len(values), points // 2 + 1).astype(int)
-    kept: set[int] = set()
+    indices: set[int] = set()
     for begin, end in pairwise(bounds):
         part = np.nan_to_num(values[begin:end])
-        kept |= {begin + int(part.argmin()), begin + int(part.argmax())}
-    return np.array(sorted(kept))
+        indices |= {begin + int(part.argmin()), begin + int(part.argmax())}
+    return np.array(sorted(indices))
 
 
 def _length(seconds: float) -> str:

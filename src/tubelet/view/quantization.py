@@ -80,9 +80,9 @@ def quantize_chunks(chunks: Chunks, values: NDArray[np.int8], seed: int = 0) -> 
         largest = projected.abs().amax(-1, keepdim=True).clamp_min(1e-12)
         values[rows] = (projected / largest * 127).round().to(torch.int8).numpy()
         order = np.argsort(rows)
-        places = np.minimum(np.searchsorted(rows, pairs, sorter=order), len(rows) - 1)
-        own = np.flatnonzero(rows[order[places]] == pairs)
-        exact[own] = units[order[places[own]]]
+        indices = np.minimum(np.searchsorted(rows, pairs, sorter=order), len(rows) - 1)
+        own = np.flatnonzero(rows[order[indices]] == pairs)
+        exact[own] = units[order[indices[own]]]
     approximate = _units(values[pairs])
     left, right = slice(None, _PAIRS), slice(_PAIRS, None)
     cosines = [(each[left] * each[right]).sum(-1).double() for each in (exact, approximate)]

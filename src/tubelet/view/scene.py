@@ -67,7 +67,7 @@ def _mask_data(trace: Trace, mask: MaskTrace, bases: list[Projection], fused: Pr
     context, target = mask.mask.context[0], mask.mask.target[0]
     hidden = torch.zeros(trace.grid.tokens, dtype=torch.uint8)
     hidden[target] = 1
-    found: dict[str, Any] = {
+    data: dict[str, Any] = {
         "blocks": mask.spec.blocks,
         "shape": list(mask.block),
         "hidden": _encode(hidden.numpy()),
@@ -78,12 +78,12 @@ def _mask_data(trace: Trace, mask: MaskTrace, bases: list[Projection], fused: Pr
     if mask.losses is not None:
         predicted = _on_grid(trace, (context, mask.reconstructed[0]), (target, mask.predicted[0]))
         errors = (predicted - trace.targets[0]).abs()
-        found |= {
+        data |= {
             "predicted": _colors(trace, predicted, bases),
             "errors": _encode(torch.stack([level.mean(-1) for level in _levels(trace, errors)]).numpy()),
             "losses": [float(part) for part in (mask.losses.prediction, mask.losses.context)],
         }
-    return found
+    return data
 
 
 def _levels(trace: Trace, tokens: Tensor) -> list[Tensor]:

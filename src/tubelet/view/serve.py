@@ -52,11 +52,11 @@ def serve_table(
 
 def sample_rows(values: NDArray[np.int8]) -> NDArray[np.int64]:
     """The evenly spaced rows that features.js takes of features that are in the page, counted in the same way."""
-    stride, at, found = max(1.0, len(values) / SAMPLE), 0.0, []
+    stride, at, samples = max(1.0, len(values) / SAMPLE), 0.0, []
     while at < len(values):
-        found.append(int(at))
+        samples.append(int(at))
         at += stride
-    return np.array(found)
+    return np.array(samples)
 
 
 def _media(file: ViewedFile, copy: Path) -> Resource:

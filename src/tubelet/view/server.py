@@ -136,9 +136,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, resource: Resource, size: int) -> None:
         headers = {"Content-Type": resource.content_type}
         begin, end, status = 0, size, HTTPStatus.OK
-        found = _RANGE.fullmatch(self.headers.get("Range", ""))
-        if found and any(found.groups()):
-            first, last = found.groups()
+        match = _RANGE.fullmatch(self.headers.get("Range", ""))
+        if match and any(match.groups()):
+            first, last = match.groups()
             begin = int(first) if first else max(0, size - int(last))
             end = min(size, int(last) + 1) if first and last else size
             if begin >= end:

@@ -78,10 +78,10 @@ def tokenize(trace: Trace) -> Facts:
     config, grid, tokenizer = trace.model.config, trace.grid, trace.model.student.tokenizer
     video = trace.modality is Modality.VIDEO
     embed = tokenizer.video if video else tokenizer.image
-    sides = [config.patch_size, config.patch_size]
+    sizes = [config.patch_size, config.patch_size]
     if video:
-        sides.insert(0, trace.pixels.shape[2] // grid.t)
-    patch = " × ".join(map(str, sides))
+        sizes.insert(0, trace.pixels.shape[2] // grid.t)
+    patch = " × ".join(map(str, sizes))
     plural = "" if grid.t == 1 else "s"
     return [
         ("pixels", shape(trace.pixels.shape)),

@@ -95,14 +95,14 @@ def encode_file(model: Backbone, path: Path, video: bool, sampling: FrameSamplin
             start=sampling.start_s,
             end=sampling.end_s,
         )
-        found = DenseFeatures.merge(_keep(window, levels) for window in windows)
+        features = DenseFeatures.merge(_keep(window, levels) for window in windows)
     else:
-        found = _keep(model.encode(path, resize=resize), levels)
-    assert found.times is not None
-    if not all(bool(level.isfinite().all()) for level in found.levels):
+        features = _keep(model.encode(path, resize=resize), levels)
+    assert features.times is not None
+    if not all(bool(level.isfinite().all()) for level in features.levels):
         raise DataError(f"{path}: the model's features are not finite; load its weights as float32 to see which")
     return FileTokens(
-        found.grid, found.times[0].numpy() - sampling.start_s, tuple(level[0].half() for level in found.levels)
+        features.grid, features.times[0].numpy() - sampling.start_s, tuple(level[0].half() for level in features.levels)
     )
 
 

@@ -98,9 +98,9 @@ def open_shards(root: str | Path) -> ShardFolder:
 def _check_sizes(root: str, sizes: Mapping[str, int]) -> None:
     for name, size in sizes.items():
         path = Path(root) / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            fault = "is missing" if found is None else f"has {found} bytes"
+        actual = path.stat().st_size if path.is_file() else None
+        if actual != size:
+            fault = "is missing" if actual is None else f"has {actual} bytes"
             raise DataError(f"{path}: {fault}, expected {size} bytes; copy the shard again")
 
 

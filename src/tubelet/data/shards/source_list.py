@@ -68,31 +68,31 @@ class ShardSource:
 
 
 @dataclass(frozen=True)
-class Additions:
-    """What the sources have that a folder of shards lacks.
+class SourceDiff:
+    """Difference between the sources of a folder of shards and the sources that are named now.
 
     Attributes:
-        known: lines of what the folder has.
-        new: what it lacks.
-        gone: keys of what it has and the sources do not.
+        existing: rows of the sources that the folder contains.
+        added: sources that the folder does not contain.
+        removed: keys of sources that the folder contains and that are no longer named.
     """
 
-    known: Sequence[SourceRow]
-    new: Sequence[ShardSource]
-    gone: Sequence[str]
+    existing: Sequence[SourceRow]
+    added: Sequence[ShardSource]
+    removed: Sequence[str]
 
 
 def shard_sources(media: MediaList) -> list[ShardSource]:
     """The files and spans of some sources, videos first."""
-    found, sizes = [], dict[str, int]()
+    sources, sizes = [], dict[str, int]()
     for modality in Modality:
         index, rows = build_index(media, modality), media.rows(modality)
         for number, path in enumerate(index.files):
             if path not in sizes:
                 sizes[path] = _size(path)
             weight = 1.0 if rows is None else float(rows.weight[number])
-            found.append(ShardSource(index.read(number), modality, sizes[path], weight))
-    return found
+            sources.append(ShardSource(index.read(number), modality, sizes[path], weight))
+    return sources
 
 
 def sources_digest(rows: Sequence[SourceRow]) -> str:
@@ -104,7 +104,7 @@ def sources_digest(rows: Sequence[SourceRow]) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def find_additions(out: Path, count: int, sources: Sequence[ShardSource], bad: Collection[str]) -> Additions:
+def diff_sources(out: Path, count: int, sources: Sequence[ShardSource], bad: Collection[str]) -> SourceDiff:
     """Compare sources with those of a folder of shards.
 
     Args:
@@ -123,10 +123,10 @@ def find_additions(out: Path, count: int, sources: Sequence[ShardSource], bad: C
             f"{out}: was made of other source files, and {SOURCES} is missing, without which no files can be added; "
             "choose another --out"
         )
-    known: list[Any] = [row for row, _ in islice(read_jsonl(path, SourceRow, _DAMAGED), count)]
-    if len(known) < count:
-        raise file_error(path, f"has {len(known)} rows, and the index {count} sources", _DAMAGED)
-    before = {_key(row): row for row in known}
+    previous: list[Any] = [row for row, _ in islice(read_jsonl(path, SourceRow, _DAMAGED), count)]
+    if len(previous) < count:
+        raise file_error(path, f"has {len(previous)} rows, and the index {count} sources", _DAMAGED)
+    before = {_key(row): row for row in previous}
     new = []
     for source in sources:
         row: Any = source.row
@@ -141,7 +141,7 @@ def find_additions(out: Path, count: int, sources: Sequence[ShardSource], bad: C
                 f"{out}: {source.key} changed since it was sharded ({', '.join(changed)}), and shards are only added "
                 "to; delete the folder or choose another --out"
             )
-    return Additions(known, new, list(before))
+    return SourceDiff(previous, new, list(before))
 
 
 def _key(row: SourceRow) -> str:

@@ -23,7 +23,7 @@ from tubelet.data.bad_files import check_failed_fraction
 from tubelet.data.process_map import process_map, track_file
 from tubelet.data.shards.format import BAD_FILES, COPY_INDEX, FORMAT, INDEX, PLAN, SOURCES, Member
 from tubelet.data.shards.reader import is_shards, open_shards
-from tubelet.data.shards.source_list import ShardSource, SourceRow, find_additions, shard_sources, sources_digest
+from tubelet.data.shards.source_list import ShardSource, SourceRow, diff_sources, shard_sources, sources_digest
 from tubelet.data.shards.transcode import transcode
 from tubelet.data.sources import list_media
 from tubelet.data.worker_count import available_cores
@@ -224,9 +224,9 @@ def _read_before(out: Path, files: Sequence[ShardSource], config: ShardConfig, s
     if header["sources"] == plan["sources"]:
         return _ExistingShards((), header=folder.header, images=images)
     bad = [row for row, _ in read_jsonl(out / BAD_FILES, _BadRow, COPY_INDEX)]
-    found = find_additions(out, header["files"], files, {row["path"] for row in bad})
-    lines = read_text(out / INDEX, COPY_INDEX).splitlines()[1:] if found.new else ()
-    return _ExistingShards(found.new, found.known, folder.header, lines, images, found.gone, bad)
+    diff = diff_sources(out, header["files"], files, {row["path"] for row in bad})
+    lines = read_text(out / INDEX, COPY_INDEX).splitlines()[1:] if diff.added else ()
+    return _ExistingShards(diff.added, diff.existing, folder.header, lines, images, diff.removed, bad)
 
 
 def _prepare(out: Path, plan: dict[str, Any], before: _ExistingShards) -> None:
@@ -235,12 +235,12 @@ def _prepare(out: Path, plan: dict[str, Any], before: _ExistingShards) -> None:
     What an interrupted addition wrote is continued; of an addition of other files, it is removed: the index lacks it.
     """
     if before.header:
-        known = {shard["name"] for shard in before.header["shards"]}
+        complete = {shard["name"] for shard in before.header["shards"]}
         resumed = (out / PLAN).exists() and read_json(out / PLAN, _ShardPlan, _WRITE_AGAIN) == plan
         for tar in out.glob("shard-*.tar"):
-            if tar.name in known or not resumed:
+            if tar.name in complete or not resumed:
                 tar.with_suffix(".json").unlink(missing_ok=True)
-            if tar.name not in known and not resumed:
+            if tar.name not in complete and not resumed:
                 tar.unlink()
     else:
         _check_plan(out / PLAN, plan)

@@ -59,8 +59,8 @@ def open_stack(path: str | Path) -> Stack:
         raise DecodeError(str(path), "stacks are read from a local disk; copy it")
     module = _MODULES.get(suffix_of(str(path)), "dicom" if _is_slices(path) else "")
     if not module:
-        known = " ".join(sorted(_MODULES))
-        raise DecodeError(str(path), f"is not a stack: expected one of {known}, or a folder of DICOM slices")
+        suffixes = " ".join(sorted(_MODULES))
+        raise DecodeError(str(path), f"is not a stack: expected one of {suffixes}, or a folder of DICOM slices")
     stack: Stack = import_module(f"tubelet.data.stacks.{module}").open_stack(path)
     return stack
 
@@ -104,10 +104,10 @@ def read_frames_of(stack: Stack, path: str, indices: np.ndarray) -> np.ndarray:
     if indices.size and not 0 <= indices.min() <= indices.max() < info.frames:
         raise DecodeError(path, f"has {info.frames} frames, expected a frame {int(indices.max())}")
     check_clip(path, len(indices) * -(-info.channels // 3), info.width, info.height)
-    distinct, places = np.unique(indices, return_inverse=True)
+    distinct, inverse = np.unique(indices, return_inverse=True)
     pixels = stack.read(distinct) if len(distinct) else np.empty((0, info.height, info.width, info.channels))
     pixels = np.ascontiguousarray(pixels, dtype=np.dtype(info.dtype))
-    return pixels if len(distinct) == len(indices) and (distinct == indices).all() else pixels[places]
+    return pixels if len(distinct) == len(indices) and (distinct == indices).all() else pixels[inverse]
 
 
 def _is_slices(path: str | Path) -> bool:

@@ -127,8 +127,8 @@ def open_stack(path: str | Path) -> Stack:
     info = info_of(name, layout, dtype, first.bits, fps, _window(headers))
 
     def read(indices: np.ndarray) -> np.ndarray:
-        places = [(first, int(i)) if first.frames > 1 else (headers[int(i)], 0) for i in indices]
-        return np.stack([_frame(header, index, dtype) for header, index in places])
+        locations = [(first, int(i)) if first.frames > 1 else (headers[int(i)], 0) for i in indices]
+        return np.stack([_frame(header, index, dtype) for header, index in locations])
 
     return Stack(info, read, lambda: None)
 
@@ -181,8 +181,8 @@ def _ordered(name: str, headers: list[_SliceHeader]) -> tuple[list[_SliceHeader]
             "or a position of its own for each; copy the slices of each time or position into a folder of their own",
         )
     headers = sorted(headers, key=lambda header: header.order)
-    for place, unit_s in ((1, 1e-3), (2, 1.0)):
-        gaps = np.diff([header.order[place] for header in headers])
+    for index, unit_s in ((1, 1e-3), (2, 1.0)):
+        gaps = np.diff([header.order[index] for header in headers])
         if len(gaps) and gaps.min() > 0:
             return headers, 1 / (float(np.median(gaps)) * unit_s)
     return headers, headers[0].fps
@@ -282,9 +282,9 @@ def _groups(data: Any, name: str) -> list[Any]:
 
 def _rescale(data: Any, shared: list[Any], frames: list[Any]) -> np.ndarray:
     """(frames or 1, 2) slope and intercept, of each frame if these have their own."""
-    places = [each for each in map(_transformation, frames) if each is not None]
-    if len(places) == len(frames) > 0:
-        pairs = places
+    sequences = [each for each in map(_transformation, frames) if each is not None]
+    if len(sequences) == len(frames) > 0:
+        pairs = sequences
     else:
         pairs = [next((each for each in map(_transformation, shared) if each is not None), data)]
     numbers = [[_number(each.get("RescaleSlope"), 1.0), _number(each.get("RescaleIntercept"), 0.0)] for each in pairs]
@@ -292,15 +292,15 @@ def _rescale(data: Any, shared: list[Any], frames: list[Any]) -> np.ndarray:
 
 
 def _transformation(group: Any) -> Any:
-    found = group.get("PixelValueTransformationSequence")
-    return found[0] if found else None
+    sequence = group.get("PixelValueTransformationSequence")
+    return sequence[0] if sequence else None
 
 
 def _stated_window(data: Any, groups: list[Any]) -> tuple[float, float] | None:
     """Values shown as black and white (PS3.3, C.11.2.1.2); of several windows the first."""
-    for place in (data, *(each.FrameVOILUTSequence[0] for each in groups if each.get("FrameVOILUTSequence"))):
-        center, width = (_number(place.get(name), np.nan) for name in ("WindowCenter", "WindowWidth"))
-        exact = place.get("VOILUTFunction") == "LINEAR_EXACT"
+    for dataset in (data, *(each.FrameVOILUTSequence[0] for each in groups if each.get("FrameVOILUTSequence"))):
+        center, width = (_number(dataset.get(name), np.nan) for name in ("WindowCenter", "WindowWidth"))
+        exact = dataset.get("VOILUTFunction") == "LINEAR_EXACT"
         if width > (0 if exact else 1):
             return center - width / 2, center + width / 2 - (0 if exact else 1)
     return None
@@ -315,10 +315,10 @@ def _number(value: Any, default: float) -> float:
 
 def _position(data: Any) -> float | None:
     """Millimeters along the normal of the plane."""
-    place, plane = data.get("ImagePositionPatient"), data.get("ImageOrientationPatient")
-    if place and len(place) == 3:
+    origin, plane = data.get("ImagePositionPatient"), data.get("ImageOrientationPatient")
+    if origin and len(origin) == 3:
         axes = np.array(plane if plane and len(plane) == 6 else [1, 0, 0, 0, 1, 0], np.float64).reshape(2, 3)
-        return round(float(np.cross(*axes) @ np.array(place, np.float64)), 3)
+        return round(float(np.cross(*axes) @ np.array(origin, np.float64)), 3)
     location = _number(data.get("SliceLocation"), np.nan)
     return None if np.isnan(location) else round(location, 3)
 
@@ -341,8 +341,8 @@ def _rate(data: Any) -> float | None:
     steps_ms = data.get("FrameTimeVector")
     if not frame_ms and steps_ms is not None and hasattr(steps_ms, "__len__") and len(steps_ms) > 1:
         frame_ms = float(np.mean([float(step) for step in steps_ms[1:]]))
-    shown = (_number(data.get(name), 0.0) for name in ("RecommendedDisplayFrameRate", "CineRate"))
-    return 1000 / frame_ms if frame_ms > 0 else next((rate for rate in shown if rate > 0), None)
+    rates = (_number(data.get(name), 0.0) for name in ("RecommendedDisplayFrameRate", "CineRate"))
+    return 1000 / frame_ms if frame_ms > 0 else next((rate for rate in rates if rate > 0), None)
 
 
 def _fault(data: Any, rescale: np.ndarray, size: int) -> str:
@@ -351,8 +351,8 @@ def _fault(data: Any, rescale: np.ndarray, size: int) -> str:
 
     photometric, bits = str(data.get("PhotometricInterpretation", "")), int(data.BitsAllocated)
     if photometric not in (*_GRAY, *_COLORS) or bits not in (8, 16, 32):
-        known = ", ".join((*_GRAY, *_COLORS))
-        return f"has values of {bits} bits or another color space, expected 8, 16 or 32 of {known}; convert it"
+        supported = ", ".join((*_GRAY, *_COLORS))
+        return f"has values of {bits} bits or another color space, expected 8, 16 or 32 of {supported}; convert it"
     if not (np.isfinite(rescale).all() and rescale[:, 0].all()):
         return "has a slope or intercept that is no number, or a slope of 0; export it again"
     if data.get("ModalityLUTSequence"):

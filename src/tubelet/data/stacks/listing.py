@@ -68,8 +68,8 @@ def kinds_of(files: pa.ChunkedArray, is_folder: bool) -> FileKinds:
 
 
 def _matches(files: pa.ChunkedArray, suffixes: frozenset[str]) -> np.ndarray:
-    found = pc.match_substring_regex(files, names_with(suffixes)).to_numpy()
-    return np.array(found, bool)
+    matches = pc.match_substring_regex(files, names_with(suffixes)).to_numpy()
+    return np.array(matches, bool)
 
 
 def _path(files: pa.ChunkedArray, row: int) -> str:
@@ -85,14 +85,14 @@ def _local(files: pa.ChunkedArray, suffixes: frozenset[str]) -> list[int]:
 def _with_series(files: pa.ChunkedArray, rows: list[int]) -> tuple[pa.ChunkedArray, np.ndarray, np.ndarray]:
     """Files with the slices in `rows` replaced by their series; those of a single frame; and repeated ones."""
     single, repeated = np.zeros(len(files), bool), np.zeros(len(files), bool)
-    found = series_of([_path(files, row) for row in rows])
+    series = series_of([_path(files, row) for row in rows])
     seen: set[str] = set()
-    for row, (first, frames) in zip(rows, found, strict=True):
+    for row, (first, frames) in zip(rows, series, strict=True):
         single[row], repeated[row] = frames == 1, first in seen
         seen.add(first)
     mask = np.zeros(len(files), bool)
     mask[rows] = True
-    names = pa.array([os.fsencode(first) for first, _ in found], pa.large_binary())
+    names = pa.array([os.fsencode(first) for first, _ in series], pa.large_binary())
     whole = files.combine_chunks()
     whole = pc.replace_with_mask(whole if isinstance(whole, pa.Array) else whole.chunk(0), pa.array(mask), names)
     return pa.chunked_array([whole]), single, repeated

@@ -13,14 +13,14 @@ from tubelet.io.arrays import map_npy, npz_names, read_single_npz
 
 def may_be_frames(path: str | Path) -> bool:
     """Whether the header of an array is that of frames; a damaged `.npy` counts as such, to be reported."""
-    place = Path(path)
-    if place.suffix.lower() == ".npz":
+    file = Path(path)
+    if file.suffix.lower() == ".npz":
         try:
-            return len(npz_names(place)) == 1
+            return len(npz_names(file)) == 1
         except TubeletError:
             return False
     try:
-        array = map_npy(place)
+        array = map_npy(file)
     except TubeletError:
         return True
     return array.ndim in (3, 4) and array.dtype.kind in "buif"

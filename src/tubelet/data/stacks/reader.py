@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tubelet.data.stacks import open_stack, read_frames_of
 from tubelet.data.stacks.stack import Stack, StackInfo
-from tubelet.data.video.reader import Shown, VideoInfo
+from tubelet.data.video.reader import DecodedFrame, VideoInfo
 from tubelet.errors import DecodeError
 
 # Frames per second of a stack that states no rate, where the caller has none: as many as clips have by default.
@@ -71,32 +71,32 @@ class StackReader:
         """(N,) seconds from the start at which the frames begin to be shown."""
         return np.arange(self.stack.info.frames) / self.fps
 
-    def frames_at(self, times: np.ndarray) -> list[Shown]:
+    def frames_at(self, times: np.ndarray) -> list[DecodedFrame]:
         """The frames shown at ascending `times` (T,) in seconds from the start."""
         return list(self._shown(times, len(times)))
 
-    def scan(self, times: np.ndarray) -> Iterator[Shown]:
+    def scan(self, times: np.ndarray) -> Iterator[DecodedFrame]:
         """As `frames_at`, with one frame in memory."""
         return self._shown(times, 1)
 
-    def all_frames(self) -> Iterator[Shown]:
+    def all_frames(self) -> Iterator[DecodedFrame]:
         """All frames."""
         return self.scan(self.frame_times())
 
-    def _shown(self, times: np.ndarray, at_once: int) -> Iterator[Shown]:
+    def _shown(self, times: np.ndarray, at_once: int) -> Iterator[DecodedFrame]:
         if len(times) == 0 or np.any(np.diff(times) < 0):
             raise ValueError(f"a clip needs ascending times, got {times}")
         frames = self.stack.info.frames
         if frames == 1 and len(times) > 1:
             raise DecodeError(self.path, "has 1 frame, expected at least 2; it is an image")
         # A time that was computed from a frame's number may be a rounding below it.
-        places = np.clip(np.floor(times * self.fps + 1e-6).astype(np.int64), 0, frames - 1)
-        distinct, repeats = np.unique(places, return_counts=True)
+        indices = np.clip(np.floor(times * self.fps + 1e-6).astype(np.int64), 0, frames - 1)
+        distinct, repeats = np.unique(indices, return_counts=True)
         for first in range(0, len(distinct), at_once):
             chosen = distinct[first : first + at_once]
             pixels = read_frames_of(self.stack, self.path, chosen)
             for number, frame, repeat in zip(chosen, pixels, repeats[first : first + at_once], strict=True):
-                yield Shown(frame, int(repeat), float(number / self.fps))
+                yield DecodedFrame(frame, int(repeat), float(number / self.fps))
 
 
 class StackConverter:
@@ -115,9 +115,9 @@ class StackConverter:
         self.dtype = np.dtype(info.dtype if full_depth else np.uint8)
         self.window = None if full_depth else _window(path, info, window)
 
-    def image(self, shown: Shown, height: int, width: int) -> np.ndarray:
+    def image(self, decoded: DecodedFrame, height: int, width: int) -> np.ndarray:
         """A frame as (height, width, C) values of `dtype`; resampled if it has another size."""
-        pixels = shown.frame if self.full_depth else to_rgb(shown.frame, self.window)
+        pixels = decoded.frame if self.full_depth else to_rgb(decoded.frame, self.window)
         if (height, width) == pixels.shape[:2]:
             return pixels
         planes = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).unsqueeze(0)

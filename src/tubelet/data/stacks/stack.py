@@ -79,9 +79,9 @@ class AxisLayout:
 
     def frames(self, block: np.ndarray) -> np.ndarray:
         """An array of these axes, of any number of frames, as (T, H, W, C)."""
-        kept = [place for place, axis in enumerate(self.axes) if axis != "1"]
-        block = block.reshape([block.shape[place] for place in kept])
-        axes = "".join(self.axes[place] for place in kept)
+        indices = [index for index, axis in enumerate(self.axes) if axis != "1"]
+        block = block.reshape([block.shape[index] for index in indices])
+        axes = "".join(self.axes[index] for index in indices)
         for axis in "TC":
             if axis not in axes:
                 block, axes = block[None], axis + axes
@@ -102,21 +102,21 @@ def layout_of(path: str, axes: Sequence[str], shape: Sequence[int]) -> AxisLayou
     Raises:
         DecodeError: an image has no rows or columns, or several axes might be the frames or the channels.
     """
-    found = f"has the axes {''.join(axes)} of sizes {' x '.join(map(str, shape))}"
+    problem = f"has the axes {''.join(axes)} of sizes {' x '.join(map(str, shape))}"
     if axes.count("Y") != 1 or axes.count("X") != 1:
-        raise DecodeError(path, f"{found}, expected Y and X once; save it with names of its axes")
-    long = [place for place, axis in enumerate(axes) if shape[place] != 1 and axis not in "YX"]
-    channels = [place for place in long if axes[place] in "CS"]
-    others = [place for place in long if axes[place] not in "CS"]
-    times = [place for place in others if axes[place] == "T"] or others
+        raise DecodeError(path, f"{problem}, expected Y and X once; save it with names of its axes")
+    long = [index for index, axis in enumerate(axes) if shape[index] != 1 and axis not in "YX"]
+    channels = [index for index in long if axes[index] in "CS"]
+    others = [index for index in long if axes[index] not in "CS"]
+    times = [index for index in others if axes[index] == "T"] or others
     if len(times) > 1 or len(others) > len(times) or len(channels) > 1:
         raise DecodeError(
             path,
-            f"{found}, expected one axis of frames (T, else Z or pages) and one of channels (C or S); "
+            f"{problem}, expected one axis of frames (T, else Z or pages) and one of channels (C or S); "
             "save each volume or channel set as a file of its own",
         )
     names = {**dict.fromkeys(times, "T"), **dict.fromkeys(channels, "C")}
-    letters = "".join(axis if axis in ("Y", "X") else names.get(place, "1") for place, axis in enumerate(axes))
+    letters = "".join(axis if axis in ("Y", "X") else names.get(index, "1") for index, axis in enumerate(axes))
     return AxisLayout(letters, tuple(map(int, shape)))
 
 

@@ -60,9 +60,9 @@ def _array_and_axes(name: str, node: Any) -> tuple[Any, list[str] | None, float 
             return array, [_letter(axis) for axis in axes], _rate(scales[0])
         arrays = dict(node.arrays())
         if len(arrays) != 1:
-            found = ", ".join(sorted(arrays)[:10]) or "none"
+            names = ", ".join(sorted(arrays)[:10]) or "none"
             raise DecodeError(
-                name, f"is a group of {len(arrays)} arrays ({found}), expected one; copy one of them to a NAME.zarr"
+                name, f"is a group of {len(arrays)} arrays ({names}), expected one; copy one of them to a NAME.zarr"
             )
         (node,) = arrays.values()
         attributes = dict(node.attrs)

@@ -79,8 +79,8 @@ def to_bt709(pixels: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
             brightest = linear.max(axis=1)
             rolled = np.float32(1) - np.float32(1 - _KNEE) * np.exp((_KNEE - brightest) / np.float32(1 - _KNEE))
             linear *= np.where(brightest > _KNEE, rolled / np.maximum(brightest, _KNEE), 1)[:, None]
-        places = np.sqrt(np.minimum(linear, 1)) * np.float32(_LEVELS - 1) + np.float32(0.5)
-        result[at : at + _CHUNK] = encoded[places.astype(np.uint16)]
+        indices = np.sqrt(np.minimum(linear, 1)) * np.float32(_LEVELS - 1) + np.float32(0.5)
+        result[at : at + _CHUNK] = encoded[indices.astype(np.uint16)]
     return result.reshape(pixels.shape)
 
 

@@ -124,10 +124,10 @@ def _mapped_streams(data: bytes) -> Iterator[tuple[int, int]]:
             if _low(data[at + 1 : at + 3], 13) == stream:
                 table += _payload(data, at)
         end = min(len(table), length - 4)  # a checksum follows
-        place = 12 + _low(table[10:12], 12)
-        while place + 5 <= end:
-            yield _low(table[place + 1 : place + 3], 13), table[place]
-            place += 5 + _low(table[place + 3 : place + 5], 12)
+        offset = 12 + _low(table[10:12], 12)
+        while offset + 5 <= end:
+            yield _low(table[offset + 1 : offset + 3], 13), table[offset]
+            offset += 5 + _low(table[offset + 3 : offset + 5], 12)
 
 
 def _payload(data: bytes, at: int) -> bytes:
@@ -162,7 +162,7 @@ def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 def _edit_lists(name: str, file: BinaryIO, begin: int, end: int) -> dict[int, tuple[Edit, ...]]:
     """The edit list of each track in an index between two positions of an MP4."""
-    found: dict[int, tuple[Edit, ...]] = {}
+    edit_lists: dict[int, tuple[Edit, ...]] = {}
     timescale = 0
     for kind, first, last in _boxes(file, begin, end):
         if kind == b"mvhd":
@@ -172,16 +172,16 @@ def _edit_lists(name: str, file: BinaryIO, begin: int, end: int) -> dict[int, tu
             inner = {part: (start, stop) for part, start, stop in _boxes(file, *parts.get(b"edts", (0, 0)))}
             if b"tkhd" in parts and b"elst" in inner and timescale:
                 entries = _edits(name, file, inner[b"elst"], timescale)
-                found[_number(file, parts[b"tkhd"][0], (20, 12))] = entries
-    return found
+                edit_lists[_number(file, parts[b"tkhd"][0], (20, 12))] = entries
+    return edit_lists
 
 
-def _number(file: BinaryIO, begin: int, places: tuple[int, int]) -> int:
+def _number(file: BinaryIO, begin: int, offsets: tuple[int, int]) -> int:
     """A number of 32 bits in a versioned box, whose position depends on whether its times have 64 bits."""
     file.seek(begin)
     data = file.read(32)
-    place = places[0] if data[:1] == b"\x01" else places[1]
-    return int.from_bytes(data[place : place + 4], "big")
+    offset = offsets[0] if data[:1] == b"\x01" else offsets[1]
+    return int.from_bytes(data[offset : offset + 4], "big")
 
 
 def _edits(name: str, file: BinaryIO, place: tuple[int, int], timescale: int) -> tuple[Edit, ...]:

@@ -44,18 +44,18 @@ class Converter:
         self.dtype = np.dtype("<u2" if deep else np.uint8)
         self.reformatter = VideoReformatter()  # reused: its setup for a format is cached
 
-    def image(self, shown: Any, height: int, width: int) -> np.ndarray:
+    def image(self, decoded: Any, height: int, width: int) -> np.ndarray:
         """A frame as (height, width, C) values of `dtype` as displayed; perhaps a view of the converted frame's memory.
 
         Args:
-            shown: frame, and its neighbors if it is interlaced.
+            decoded: frame, and its neighbors if it is interlaced.
             height: height of the image in pixels.
             width: width of the image in pixels.
 
         Raises:
             DecodeError: its colors cannot be converted, or the video's size changes with it.
         """
-        frame = shown.frame
+        frame = decoded.frame
         if (frame.height, frame.width) != self.coded:
             sizes = f"from {self.coded[1]}x{self.coded[0]} to {frame.width}x{frame.height}"
             raise DecodeError(self.path, f"its frame size changes {sizes}; split it there")
@@ -65,7 +65,7 @@ class Converter:
             with as_decode_error(
                 self.path, f"interlaced frames of pixel format {frame.format.name} cannot be filtered"
             ):
-                frame = deinterlace(shown.before, frame, shown.after)
+                frame = deinterlace(decoded.before, frame, decoded.after)
         if self.display.transposed:
             height, width = width, height
         plain = self.full_depth or is_plain(frame)

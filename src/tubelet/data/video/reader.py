@@ -41,15 +41,20 @@ _SPARSE_S, _SPARSE_BYTES = 10.0, 2_000
 _NEAR_START_S = 4.0
 
 
-class Shown(NamedTuple):
-    """A decoded frame, the number of requested times at which it is shown, and the second from which it is shown.
+class DecodedFrame(NamedTuple):
+    """A decoded frame and its place in the timeline.
 
-    Its neighbors `before` and `after` are for deinterlacing.
+    Attributes:
+        frame: the frame, a PyAV frame or (H, W, C) values.
+        repeats: number of requested times at which it is shown.
+        start_s: second from which it is shown.
+        before: previous frame, for deinterlacing.
+        after: next frame, for deinterlacing.
     """
 
     frame: Any
     repeats: int
-    begins_s: float
+    start_s: float
     before: Any = None
     after: Any = None
 
@@ -258,16 +263,16 @@ class VideoReader(VideoStream):
         ticks = self.timeline.shown if self.timeline is not None else (self.table or self._read_table()).times
         return (ticks[ticks >= self.start] - self.start) * float(self.tick)
 
-    def frames_at(self, times: np.ndarray) -> list[Shown]:
+    def frames_at(self, times: np.ndarray) -> list[DecodedFrame]:
         """The frames shown at ascending `times` (T,) in seconds from the start, from the keyframe before them."""
-        found: list[Shown] = []
+        found: list[DecodedFrame] = []
         for targets, shown in self._edit_runs(self._ticks(times)):
             found += self._frames_near(targets, shown)
         if len(times) > 1 and len(found) == 1:
             self._require_several_frames()
         return found
 
-    def scan(self, times: np.ndarray) -> Iterator[Shown]:
+    def scan(self, times: np.ndarray) -> Iterator[DecodedFrame]:
         """As `frames_at`, one by one in a pass, with a few frames in memory.
 
         The pass is from the start, or from the keyframe before times that are far from it.
@@ -306,7 +311,7 @@ class VideoReader(VideoStream):
             return None
         return self._from_keyframe(self._packets(), target)
 
-    def all_frames(self) -> Iterator[Shown]:
+    def all_frames(self) -> Iterator[DecodedFrame]:
         """All frames, after `prepare`."""
         if self.timeline is not None:
             yield from self.scan((self.timeline.shown - self.start) * float(self.tick))
@@ -316,7 +321,7 @@ class VideoReader(VideoStream):
         before, frame = None, next(frames, None)
         while frame is not None:
             after = next(frames, None)
-            yield Shown(frame, 1, self._seconds(frame), before, after)
+            yield DecodedFrame(frame, 1, self._seconds(frame), before, after)
             before, frame = frame, after
 
     def _ticks(self, times: np.ndarray) -> np.ndarray:
@@ -332,11 +337,11 @@ class VideoReader(VideoStream):
         if self.timeline is None:
             yield targets, None
             return
-        places = np.searchsorted(self.timeline.shown, targets, side="right") - 1
-        edits = self.timeline.edit[places]
-        bounds = [0, *(np.flatnonzero(np.diff(edits)) + 1).tolist(), len(places)]
+        indices = np.searchsorted(self.timeline.shown, targets, side="right") - 1
+        edits = self.timeline.edit[indices]
+        bounds = [0, *(np.flatnonzero(np.diff(edits)) + 1).tolist(), len(indices)]
         for begin, end in pairwise(bounds):
-            part = places[begin:end]
+            part = indices[begin:end]
             yield self.timeline.media[part], self.timeline.shown[part]
 
     def _require_several_frames(self) -> None:
@@ -354,7 +359,7 @@ class VideoReader(VideoStream):
             )
         raise DecodeError(self.path, "has 1 frame, expected at least 2; save it as an image")
 
-    def _frames_near(self, targets: np.ndarray, shown: np.ndarray | None) -> list[Shown]:
+    def _frames_near(self, targets: np.ndarray, shown: np.ndarray | None) -> list[DecodedFrame]:
         """The frames shown at `targets` (T,), in ticks of the stream."""
         back_s = 0.0
         ahead_s = self._two_frames_s() if self.interlaced else 0.0
@@ -383,7 +388,7 @@ class VideoReader(VideoStream):
             # The index is wrong or, as in MPEG-TS, missing, so the seek was a guess: go back further.
             back_s = 2 * back_s + 1.0
 
-    def _entered_early_enough(self, first: Shown, targets: np.ndarray) -> bool:
+    def _entered_early_enough(self, first: DecodedFrame, targets: np.ndarray) -> bool:
         neighbors = first.before is not None or not first.frame.interlaced_frame
         return first.frame.pts <= targets[0] and neighbors
 
@@ -393,7 +398,7 @@ class VideoReader(VideoStream):
 
     def _decode_targets(
         self, targets: np.ndarray, packets: Iterator[Any], shown: np.ndarray | None, last: int | None = None
-    ) -> Iterator[Shown]:
+    ) -> Iterator[DecodedFrame]:
         """Decode packets to the frames shown at `targets`, ascending ticks.
 
         Args:
@@ -428,7 +433,7 @@ class VideoReader(VideoStream):
             begins_s = self._seconds(frame)
             if shown is not None:
                 begins_s = float((int(shown[delivered]) - self.start) * self.tick)
-            yield Shown(frame, repeats, begins_s, before, after)
+            yield DecodedFrame(frame, repeats, begins_s, before, after)
             delivered += repeats
 
     def _expecting(self, chosen: Iterable[tuple[Any, bool]], expected: list[int]) -> Iterator[tuple[Any, bool]]:

@@ -120,9 +120,9 @@ class VideoStream:
         ):  # the file's own timestamps are not the corrected ones: packets are skipped
             self._restart()
             keyframes = self.table.keyframes
-            place = int(np.searchsorted(keyframes, target, side="right")) - 1
-            self.entry = int(keyframes[place]) if place >= 0 else None
-            return place >= 0
+            index = int(np.searchsorted(keyframes, target, side="right")) - 1
+            self.entry = int(keyframes[index]) if index >= 0 else None
+            return index >= 0
         try:
             self.container.seek(target, stream=self.stream)
         except TubeletError:

@@ -170,10 +170,10 @@ class EditTimeline:
 
 def needs_edit_timeline(edits: Sequence[Edit]) -> bool:
     """Whether an edit list is more than FFmpeg supports: a pause first, then one continuous part of the media."""
-    kept = list(edits)
-    while kept and kept[0].begin is None:
-        kept.pop(0)
-    return len(kept) > 1 or any(edit.rate != 1 for edit in kept)
+    edits_left = list(edits)
+    while edits_left and edits_left[0].begin is None:
+        edits_left.pop(0)
+    return len(edits_left) > 1 or any(edit.rate != 1 for edit in edits_left)
 
 
 def edit_timeline(path: str, edits: Sequence[Edit], table: PacketTable, tick: Fraction) -> EditTimeline:
@@ -258,8 +258,8 @@ def _end_is_known(waiting: Sequence[Any], times: list[int], decoded: int) -> boo
     first = waiting[0]
     if first.is_discard or len(waiting) > PACKETS_AHEAD:
         return True
-    place = bisect_right(times, first.pts)
-    return place < len(times) and times[place] <= decoded
+    index = bisect_right(times, first.pts)
+    return index < len(times) and times[index] <= decoded
 
 
 def _is_shown(packet: Any, times: list[int], targets: Sequence[int]) -> bool:
@@ -268,8 +268,8 @@ def _is_shown(packet: Any, times: list[int], targets: Sequence[int]) -> bool:
     begin = bisect_left(targets, packet.pts)
     if begin == len(targets):
         return False
-    place = bisect_right(times, packet.pts)
-    return place == len(times) or targets[begin] < times[place]
+    index = bisect_right(times, packet.pts)
+    return index == len(times) or targets[begin] < times[index]
 
 
 def reorder_by_pts(frames: Iterator[Any]) -> Iterator[Any]:

@@ -66,8 +66,8 @@ def confusion_matrix(answers: Tensor, targets: Tensor) -> NDArray[np.int64]:
 
 def reliability(answers: Tensor, targets: Tensor) -> list[ReliabilityBin]:
     """The score of the best class against how often it is right."""
-    scores, found = answers.max(-1)
-    bins = reliability_bins(scores.numpy(), (found == targets.argmax(-1)).numpy())
+    scores, predicted = answers.max(-1)
+    bins = reliability_bins(scores.numpy(), (predicted == targets.argmax(-1)).numpy())
     return [ReliabilityBin(score=score, accuracy=accuracy, count=count) for score, accuracy, count in bins]
 
 

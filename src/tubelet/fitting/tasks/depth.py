@@ -85,9 +85,9 @@ def labeled_depths(table: LabelTable, samples: Sequence[DenseSample], train: Row
 
 def _some_depths(row: LabelRow) -> NDArray[np.float64]:
     """Known depths of a map, in their order by depth, the largest among them."""
-    found = read_depth(row)
-    known = np.sort(found[found > 0].astype(np.float64))[::-1]
-    return known[:: max(1, len(known) // _VALUES)]
+    depths = read_depth(row)
+    valid = np.sort(depths[depths > 0].astype(np.float64))[::-1]
+    return valid[:: max(1, len(valid) // _VALUES)]
 
 
 def _bins(depths: LabeledDepths, device: torch.device) -> Tensor:
@@ -115,10 +115,10 @@ def _predict(tokens: Tensor, head: nn.Module, depths: LabeledDepths, size: int, 
 
 def statistics(predicted: Map, truth: Map, depths: LabeledDepths) -> Tensor | None:
     """(3,) RMSE in the table's unit, AbsRel and δ1 of an image."""
-    known = truth > 0
-    if not known.any():
+    valid = truth > 0
+    if not valid.any():
         return None
-    errors = depth_errors(torch.from_numpy(predicted[known]), torch.from_numpy(truth[known]))
+    errors = depth_errors(torch.from_numpy(predicted[valid]), torch.from_numpy(truth[valid]))
     return torch.tensor([errors.rmse * depths.units_per_meter, errors.abs_rel, errors.delta1], dtype=torch.float64)
 
 
@@ -153,14 +153,14 @@ def fit_positions(
 
 
 def _draw(predicted: Map, truth: Map, depths: LabeledDepths) -> dict[str, NDArray[np.uint8]]:
-    known = truth > 0
-    low, high = float(truth[known].min()), float(truth[known].max())
+    valid = truth > 0
+    low, high = float(truth[valid].min()), float(truth[valid].max())
     high = max(high, 1.01 * low)
     unit = depths.units_per_meter
     return {
         f"truth, {low * unit:.4g} to {high * unit:.4g}": color_depth(truth, low, high),
         "answer": color_depth(predicted, low, high),
-        "blue too near, red too far": color_depth_errors(predicted / np.where(known, truth, 1), known),
+        "blue too near, red too far": color_depth_errors(predicted / np.where(valid, truth, 1), valid),
     }
 
 

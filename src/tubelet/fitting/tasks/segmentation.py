@@ -65,15 +65,15 @@ def labeled_masks(table: LabelTable, samples: Sequence[DenseSample], train: Rows
     classes = mask_classes(table)
     class_of_label = np.full(256, IGNORED, np.uint8)
     class_of_label[list(classes)] = np.arange(len(classes))
-    known = np.zeros(256, bool)
-    known[[*classes, IGNORED]] = True
+    valid = np.zeros(256, bool)
+    valid[[*classes, IGNORED]] = True
     return LabeledMasks(
         name=table.path.name,
         train=[samples[row] for row in train],
         test=[],
         classes=tuple(classes.values()),
         class_of_label=class_of_label,
-        known_labels=known,
+        known_labels=valid,
         rows=rows_by_name(table, samples),
     )
 
@@ -149,10 +149,10 @@ def fit_positions(
 
 
 def _draw(predicted: Map, truth: Map, masks: LabeledMasks) -> dict[str, NDArray[np.uint8]]:
-    shown = tuple(range(len(masks.classes)))
+    class_indices = tuple(range(len(masks.classes)))
     return {
-        "truth": color_classes(truth, shown),
-        "answer": color_classes(predicted, shown),
+        "truth": color_classes(truth, class_indices),
+        "answer": color_classes(predicted, class_indices),
         "wrong in red": color_errors(predicted, truth, IGNORED),
     }
 

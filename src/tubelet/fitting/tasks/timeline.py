@@ -113,7 +113,7 @@ def _choose(
     config = context.config
     tried = candidates(context.task, config.networks or LABEL_TASK.networks, config, sequence_count(data.videos))
     scores = np.zeros((len(data.splits), len(tried)))
-    seen: list[list[tuple[int, Tensor]]] = [[] for _ in tried]
+    scored: list[list[tuple[int, Tensor]]] = [[] for _ in tried]
     for i, (train, _) in enumerate(data.splits):
         fitting, choosing = inner_split(context, data, train)
         networks = train_timelines(context, data, tried, fitting)
@@ -122,13 +122,13 @@ def _choose(
             scores[i, j] = np.mean(
                 [_likelihood(data, x, data.videos[k]) for x, k in zip(logits, choosing, strict=True)]
             )
-            seen[j] += list(zip(choosing, logits, strict=True))
+            scored[j] += list(zip(choosing, logits, strict=True))
     mean = scores.mean(0)
     if not np.isfinite(mean).any():
         raise DataError("all heads diverged; lower --learning-rates, or leave them out")
     best = int(np.where(np.isfinite(mean), mean, -np.inf).argmax())
     sweep = [{**one.describe(), "score": value} for one, value in zip(tried, mean.tolist(), strict=True)]
-    return tried[best], sweep, seen[best]
+    return tried[best], sweep, scored[best]
 
 
 def _likelihood(data: TimelineData, logits: Tensor, video: LabeledVideo) -> float:
@@ -173,9 +173,9 @@ def _measure(
         networks.append(network)
     temperature, rules = _calibrate(data, unseen) if calibrated is None else (calibrated.temperature, calibrated.rules)
     scores = [_scores(data, logits / temperature) for _, logits in held_out]
-    found = [(i, _decode(data, i, own, rules)) for (i, _), own in zip(held_out, scores, strict=True)]
+    predicted = [(i, _decode(data, i, own, rules)) for (i, _), own in zip(held_out, scores, strict=True)]
     return _Measured(
-        scores=scores, temperature=temperature, rules=rules, metrics=_metrics(data, found, name), networks=networks
+        scores=scores, temperature=temperature, rules=rules, metrics=_metrics(data, predicted, name), networks=networks
     )
 
 
@@ -218,17 +218,17 @@ def _calibrate(data: TimelineData, unseen: Sequence[tuple[int, Tensor]]) -> tupl
 
 
 def _decode(data: TimelineData, video: int, scores: Tensor, rules: Sequence[SpanRule]) -> list[Span]:
-    found = decode_spans(scores.numpy(), data.step_s, rules, data.exclusive, data.videos[video].steps.duration_s)
-    return [span for span in found if data.classes[span.class_index] != NO_LABEL]
+    spans = decode_spans(scores.numpy(), data.step_s, rules, data.exclusive, data.videos[video].steps.duration_s)
+    return [span for span in spans if data.classes[span.class_index] != NO_LABEL]
 
 
-def _metrics(data: TimelineData, found: Sequence[tuple[int, list[Span]]], name: str) -> ModelMetrics:
+def _metrics(data: TimelineData, predicted: Sequence[tuple[int, list[Span]]], name: str) -> ModelMetrics:
     names = [label for label in data.classes if label != NO_LABEL]
     videos = [
         VideoSpans(truth=data.videos[i].spans, found=spans, duration_s=data.videos[i].steps.duration_s)
-        for i, spans in found
+        for i, spans in predicted
     ]
-    units = np.array([data.videos[i].unit for i, _ in found])
+    units = np.array([data.videos[i].unit for i, _ in predicted])
     return ModelMetrics(model=name, metrics=timeline_metrics(videos, len(names), units, data.step_s))
 
 
@@ -237,8 +237,8 @@ def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list
 
     What moves how much is one number of a time step, over which no network but the temporal one can be trained.
     """
-    twin = random_init_like(context.model, context.config.seed)
-    random = context.with_model(twin)
+    random_model = random_init_like(context.model, context.config.seed)
+    random = context.with_model(random_model)
     neighbors = Candidate(network="knn", options={}, hparams=None)
     pixels = _with_tokens(data, [video.steps.pixels[:, None] for video in data.videos])
     motion = _with_tokens(data, [video.steps.motion[:, None] for video in data.videos])
@@ -261,14 +261,14 @@ def _with_tokens(data: TimelineData, tokens: Sequence[Tensor]) -> TimelineData:
 
 def _majority(data: TimelineData) -> _Measured:
     """The class of most time, everywhere."""
-    found = []
+    predicted = []
     for train, test in data.splits:
         totals = torch.cat([data.videos[i].targets for i in train]).sum(0)
         if data.classes[-1] == NO_LABEL:
             totals = totals[:-1]
         best = int(totals.argmax())
-        found += [(i, [Span(best, 0.0, data.videos[i].steps.duration_s)]) for i in test]
-    return _Measured(scores=[], rules=(), metrics=_metrics(data, found, "majority class"), networks=[])
+        predicted += [(i, [Span(best, 0.0, data.videos[i].steps.duration_s)]) for i in test]
+    return _Measured(scores=[], rules=(), metrics=_metrics(data, predicted, "majority class"), networks=[])
 
 
 def _curve(context: FitContext, data: TimelineData, best: Candidate, own: _Measured) -> list[LearningCurvePoint]:
@@ -290,8 +290,8 @@ def _labels(data: TimelineData, fraction: float) -> int:
 def _subset(data: TimelineData, train: Sequence[int], fraction: float) -> list[int]:
     """The first whole groups of the training videos, a fraction of all."""
     units = list(dict.fromkeys(data.videos[i].unit for i in train))
-    kept = set(units[: max(1, round(fraction * len(units)))])
-    return [i for i in train if data.videos[i].unit in kept]
+    selected = set(units[: max(1, round(fraction * len(units)))])
+    return [i for i in train if data.videos[i].unit in selected]
 
 
 def _novelty(data: TimelineData) -> tuple[NoveltyModel, tuple[float, ...]]:
@@ -300,8 +300,8 @@ def _novelty(data: TimelineData) -> tuple[NoveltyModel, tuple[float, ...]]:
     stride = -(-sum(map(len, pooled)) // _NOVELTY_ROWS)
     rows = [steps[::stride] for steps in pooled]
     owner = np.repeat(np.arange(len(rows)), [len(steps) for steps in rows])
-    sides = [tuple(np.flatnonzero(np.isin(owner, side)) for side in split) for split in data.splits]
-    return fit_novelty(torch.cat(rows), [(train, held_out) for train, held_out in sides])
+    splits = [tuple(np.flatnonzero(np.isin(owner, side)) for side in split) for split in data.splits]
+    return fit_novelty(torch.cat(rows), [(train, held_out) for train, held_out in splits])
 
 
 def _held_out(data: TimelineData) -> list[int]:
@@ -331,7 +331,7 @@ def _reliability(data: TimelineData, own: _Measured) -> list[ReliabilityBin]:
 
 def _errors(data: TimelineData, own: _Measured) -> list[HeldOutError]:
     """Labeled spans whose class has the lowest scores."""
-    found = []
+    errors = []
     for i, scores in zip(_held_out(data), own.scores, strict=True):
         video = data.videos[i]
         for span in video.spans:
@@ -339,7 +339,7 @@ def _errors(data: TimelineData, own: _Measured) -> list[HeldOutError]:
             mean = scores[first : max(last, first + 1)].mean(0)
             answer = int(mean.argmax())
             if answer != span.class_index:
-                found.append(
+                errors.append(
                     HeldOutError(
                         path=video.steps.path,
                         start_s=span.start_s,
@@ -349,7 +349,7 @@ def _errors(data: TimelineData, own: _Measured) -> list[HeldOutError]:
                         score=float(mean[answer]),
                     )
                 )
-    return sorted(found, key=lambda error: -error.score)[:_WORST]
+    return sorted(errors, key=lambda error: -error.score)[:_WORST]
 
 
 def _counts(context: FitContext, data: TimelineData, tried: int) -> dict[str, int]:

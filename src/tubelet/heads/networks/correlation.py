@@ -104,13 +104,13 @@ def step_similarities(tokens: Tensor) -> Tensor:
 def _pair_means(side: int) -> Tensor:
     """(S · S, displacements · GRID²) weights of all pairs of cells in the mean of each displacement and place."""
     row, column = (x.flatten() for x in torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"))
-    place = row * GRID // side * GRID + column * GRID // side
-    found = []
+    cell = row * GRID // side * GRID + column * GRID // side
+    groups = []
     for down in range(-REACH, REACH + 1):
         for right in range(-REACH, REACH + 1):
             pairs = (row[None] - row[:, None] == down) & (column[None] - column[:, None] == right)  # (S, S)
-            found += [(pairs & (place == k)[:, None]).flatten() for k in range(GRID**2)]
-    weights = torch.stack(found, dim=1).float()
+            groups += [(pairs & (cell == k)[:, None]).flatten() for k in range(GRID**2)]
+    weights = torch.stack(groups, dim=1).float()
     return weights / weights.sum(0).clamp(min=1)
 
 

@@ -58,8 +58,8 @@ class TemporalConvolutions(nn.Module):
         """(B, T, H) -> (B, T, K)."""
         x = steps.transpose(1, 2)  # (B, H, T)
         for layer, (dilated, mix) in enumerate(zip(self.dilated, self.mix, strict=True)):
-            seen = F.pad(x, (2 * 2**layer, 0)) if self.causal else x
-            x = x + self.dropout(mix(F.gelu(dilated(seen))))
+            padded = F.pad(x, (2 * 2**layer, 0)) if self.causal else x
+            x = x + self.dropout(mix(F.gelu(dilated(padded))))
         return self.out(x.transpose(1, 2))
 
 

@@ -85,14 +85,14 @@ def head_of(path: Path) -> str:
     return data.decode(encoding, "replace")
 
 
-class AnnotationRows:
-    """The rows of an annotation file while it is read, its faults, and what is not used.
+class LabelTableBuilder:
+    """Builds the label table of an annotation file: collects its rows, its faults, and counts of unused annotations.
 
     Attributes:
         path: the file.
         rows: the rows so far.
         faults: number of the annotation and sentence of each fault so far.
-        unused: kind of annotation that has no place in a label table -> how many there are.
+        unused: kind of annotation that a label table cannot express -> number of such annotations.
     """
 
     def __init__(self, path: Path) -> None:

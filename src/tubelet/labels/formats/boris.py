@@ -14,7 +14,7 @@ from typing import Any
 from tubelet.data.tables import decode_list, parse_number, parse_table, parse_time
 from tubelet.errors import DataError
 from tubelet.io.text import read_bytes, read_json
-from tubelet.labels.formats.annotation_format import AnnotationFormat, AnnotationRows, head_of
+from tubelet.labels.formats.annotation_format import AnnotationFormat, LabelTableBuilder, head_of
 from tubelet.labels.records import LabelTable
 
 _REMEDY = "save the project again in BORIS"
@@ -41,29 +41,29 @@ class BorisProject(AnnotationFormat):
             raise DataError(f"{path}: has no observations and behaviors; {_REMEDY}")
         configured = [each for each in behaviors.values() if isinstance(each, dict)]
         states = {each.get("code") for each in configured if str(each.get("type", "")).lower().startswith("state")}
-        found = AnnotationRows(path)
+        builder = LabelTableBuilder(path)
         line = 0
         for name, observation in observations.items():
             events = observation.get("events") if isinstance(observation, dict) else None
             if not isinstance(events, list):
-                found.fault(line, f"observation {name!r:.60} has no events")
+                builder.fault(line, f"observation {name!r:.60} has no events")
                 continue
-            place = _placement(found, name, observation, len(events))
+            placement = _placement(builder, name, observation, len(events))
             rows: list[tuple[int, tuple[str, ...], float, str]] = []
             for event in events:
                 line += 1
-                if place is None:
+                if placement is None:
                     continue
                 if not isinstance(event, list) or len(event) < 4 or not isinstance(event[0], (int, float)):
-                    found.fault(
+                    builder.fault(
                         line, f"event of observation {name!r:.60} is {event!r:.80}, expected time, subject, ..."
                     )
                     continue
                 key = (str(event[2]), str(event[1]), str(event[3]))
                 rows.append((line, key, float(event[0]), "" if event[2] in states else "POINT"))
-            if place is not None:
-                _add_events(found, rows, place)
-        return found.table("BORIS project")
+            if placement is not None:
+                _add_events(builder, rows, placement)
+        return builder.table("BORIS project")
 
 
 class _Placement:
@@ -73,56 +73,56 @@ class _Placement:
         self.media, self.lengths = media, lengths
         self.ends = list(accumulate(lengths)) or [0.0]
 
-    def add(self, found: AnnotationRows, line: int, start: float, end: float | None, label: str) -> None:
+    def add(self, builder: LabelTableBuilder, line: int, start: float, end: float | None, label: str) -> None:
         """Add a span or a moment; a span over two files becomes one in each."""
         for number, (path, last) in enumerate(zip(self.media, [*self.ends[:-1], float("inf")], strict=True)):
             first = self.ends[number - 1] if number else 0.0
             if end is None:
                 if first <= start < last:
-                    found.add_span(line, path, start - first, None, (label,))
+                    builder.add_span(line, path, start - first, None, (label,))
             elif start < last and end > first:
                 stop = min(end, last) - first
-                found.add_span(line, path, max(start, first) - first, stop, (label,))
+                builder.add_span(line, path, max(start, first) - first, stop, (label,))
 
 
-def _placement(found: AnnotationRows, name: str, observation: Mapping[str, Any], events: int) -> _Placement | None:
+def _placement(builder: LabelTableBuilder, name: str, observation: Mapping[str, Any], events: int) -> _Placement | None:
     """The media of an observation of a project; None if it has none, or a fault."""
     if observation.get("type", "MEDIA") != "MEDIA":
-        found.unused["events of observations without media files"] += events
+        builder.unused["events of observations without media files"] += events
         return None
     files = observation.get("file")
     players = [files[key] for key in sorted(files) if isinstance(files[key], list)] if isinstance(files, dict) else []
     players = [each for each in players if each]
     if not players or not all(isinstance(each, str) for each in players[0]):
-        found.fault(0, f"observation {name!r:.60} names no media file")
+        builder.fault(0, f"observation {name!r:.60} names no media file")
         return None
     if observation.get("time offset"):
         offset = observation["time offset"]
-        found.fault(
+        builder.fault(
             0, f"observation {name!r:.60} has a time offset of {offset!r:.20} s, expected 0; set it to 0 in BORIS"
         )
         return None
-    found.unused["media files of further players"] += sum(len(each) for each in players[1:])
-    media = [found.media(0, each) for each in players[0]]
+    builder.unused["media files of further players"] += sum(len(each) for each in players[1:])
+    media = [builder.media(0, each) for each in players[0]]
     info = observation.get("media_info")
-    known = info.get("length") if isinstance(info, dict) else None
-    lengths = [known.get(each) if isinstance(known, dict) else None for each in players[0]]
-    return _checked_placement(found, 0, media, lengths)
+    length = info.get("length") if isinstance(info, dict) else None
+    lengths = [length.get(each) if isinstance(length, dict) else None for each in players[0]]
+    return _checked_placement(builder, 0, media, lengths)
 
 
 def _checked_placement(
-    found: AnnotationRows, line: int, media: Sequence[Path | None], lengths: Sequence[object]
+    builder: LabelTableBuilder, line: int, media: Sequence[Path | None], lengths: Sequence[object]
 ) -> _Placement | None:
     paths = [path for path in media if path is not None]
     numbers = [float(length) for length in lengths if isinstance(length, (int, float)) and length > 0]
     if len(paths) > 1 and len(numbers) != len(paths):
-        found.fault(line, f"has {len(paths)} media files without their lengths, so that times cannot be assigned")
+        builder.fault(line, f"has {len(paths)} media files without their lengths, so that times cannot be assigned")
         return None
     return _Placement(paths, numbers if len(numbers) == len(paths) else [0.0] * len(paths)) if paths else None
 
 
 def _add_events(
-    found: AnnotationRows, events: Iterable[tuple[int, tuple[str, ...], float, str]], place: _Placement
+    builder: LabelTableBuilder, events: Iterable[tuple[int, tuple[str, ...], float, str]], placement: _Placement
 ) -> None:
     """Add events of one observation: line, (behavior, subject, modifiers), seconds, and START, STOP, POINT or "".
 
@@ -131,18 +131,18 @@ def _add_events(
     open_: dict[tuple[str, ...], tuple[int, float]] = {}
     for line, key, time, status in sorted(events, key=lambda event: event[2]):
         if status == "POINT":
-            place.add(found, line, time, None, key[0])
+            placement.add(builder, line, time, None, key[0])
         elif key in open_ and status in ("", "STOP"):
             start_line, start = open_.pop(key)
-            place.add(found, start_line, start, time, key[0])
+            placement.add(builder, start_line, start, time, key[0])
         elif status == "STOP":
-            found.fault(line, f"{key[0]} stops at {time:g} s without a start")
+            builder.fault(line, f"{key[0]} stops at {time:g} s without a start")
         elif key in open_:
-            found.fault(line, f"{key[0]} starts at {time:g} s, and did at annotation {open_[key][0]}, without a stop")
+            builder.fault(line, f"{key[0]} starts at {time:g} s, and did at annotation {open_[key][0]}, without a stop")
         else:
             open_[key] = (line, time)
     for key, (line, start) in open_.items():
-        found.fault(line, f"{key[0]} starts at {start:g} s and has no stop")
+        builder.fault(line, f"{key[0]} starts at {start:g} s and has no stop")
 
 
 class BorisEvents(AnnotationFormat):
@@ -162,25 +162,25 @@ class BorisEvents(AnnotationFormat):
         header = _header_line(lines) or 0
         # Blank lines keep the numbers of the lines.
         table = parse_table("\n".join([*[""] * header, *lines[header:]]).encode(), path, ("Behavior",))
-        found = AnnotationRows(path)
-        found.faults += [(line, f"line {line} {fault}") for line, fault in table.faults]
+        builder = LabelTableBuilder(path)
+        builder.faults += [(line, f"line {line} {fault}") for line, fault in table.faults]
         single: dict[tuple[str, str], list[tuple[int, tuple[str, ...], float, str]]] = {}
-        places: dict[tuple[str, str], _Placement | None] = {}
+        placements: dict[tuple[str, str], _Placement | None] = {}
         for line, row in table.rows:
             name = next((row[column] for column in _MEDIA_COLUMNS if row.get(column)), "")
             observation = (row.get("Observation id", ""), name)
-            if observation not in places:
-                places[observation] = _table_placement(found, line, name, row)
-            place = places[observation]
-            if place is None:
+            if observation not in placements:
+                placements[observation] = _table_placement(builder, line, name, row)
+            placement = placements[observation]
+            if placement is None:
                 continue
             if "Start (s)" in table.header:
-                _add_aggregated(found, line, row, place)
+                _add_aggregated(builder, line, row, placement)
                 continue
             time = parse_time(row.get("Time", ""))
             status = (row.get("Behavior type") or row.get("Status") or "").upper()
             if time is None or status not in ("START", "STOP", "POINT"):
-                found.fault(
+                builder.fault(
                     line, f"is {status!r:.20} at {row.get('Time')!r:.40}, expected START, STOP or POINT, and a time"
                 )
                 continue
@@ -188,10 +188,10 @@ class BorisEvents(AnnotationFormat):
             event = (line, (row["Behavior"], row.get("Subject", ""), modifiers), time, status)
             single.setdefault(observation, []).append(event)
         for observation, events in single.items():
-            place = places[observation]
-            if place is not None:
-                _add_events(found, events, place)
-        return found.table("BORIS events")
+            placement = placements[observation]
+            if placement is not None:
+                _add_events(builder, events, placement)
+        return builder.table("BORIS events")
 
 
 def _header_line(lines: Sequence[str]) -> int | None:
@@ -208,24 +208,24 @@ def _header_line(lines: Sequence[str]) -> int | None:
     return None
 
 
-def _table_placement(found: AnnotationRows, line: int, name: str, row: Mapping[str, str]) -> _Placement | None:
+def _table_placement(builder: LabelTableBuilder, line: int, name: str, row: Mapping[str, str]) -> _Placement | None:
     """The media that a line names: files of the first player, separated by semicolons."""
     if name.lower().startswith("live"):
-        found.unused["observations without media files"] += 1
+        builder.unused["observations without media files"] += 1
         return None
     players = re.split(r"\|(?=\s*player)", name)
-    found.unused["media files of further players"] += len(players) - 1
+    builder.unused["media files of further players"] += len(players) - 1
     names = [each for each in _PLAYER.sub("", players[0]).split(";") if each.strip()] or [""]
     lengths = next((row[column] for column in _LENGTH_COLUMNS if row.get(column)), "").split("|")[0].split(";")
-    media = [found.media(line, each) for each in names]
-    return _checked_placement(found, line, media, [parse_number(each) for each in lengths])
+    media = [builder.media(line, each) for each in names]
+    return _checked_placement(builder, line, media, [parse_number(each) for each in lengths])
 
 
-def _add_aggregated(found: AnnotationRows, line: int, row: Mapping[str, str], place: _Placement) -> None:
+def _add_aggregated(builder: LabelTableBuilder, line: int, row: Mapping[str, str], placement: _Placement) -> None:
     start, end = parse_time(row.get("Start (s)", "")), parse_time(row.get("Stop (s)", ""))
     point = row.get("Behavior type", "").upper() == "POINT"
     if start is None or (end is None and not point):
         times = f"{row.get('Start (s)')!r:.40} to {row.get('Stop (s)')!r:.40}"
-        found.fault(line, f"is from {times}, expected seconds")
+        builder.fault(line, f"is from {times}, expected seconds")
     else:
-        place.add(found, line, start, None if point else end, row["Behavior"])
+        placement.add(builder, line, start, None if point else end, row["Behavior"])

@@ -13,7 +13,7 @@ from tubelet.io.text import read_json
 from tubelet.labels.formats.annotation_format import (
     MOST_CLASSES,
     AnnotationFormat,
-    AnnotationRows,
+    LabelTableBuilder,
     head_of,
     image_size,
     legend_of,
@@ -46,8 +46,8 @@ class CocoInstances(AnnotationFormat):
         ordered = sorted(categories, key=lambda each: each.get("id", 0) if isinstance(each.get("id"), int) else 0)
         names = [str(each.get("name", "")).strip() for each in ordered]
         if len(ordered) > MOST_CLASSES or len(set(names)) < len(names) or not all(names):
-            found = f"{len(ordered)} categories, {len(set(names))} of them with names of their own"
-            raise DataError(f"{path}: has {found}, expected at most {MOST_CLASSES} that all differ; {_REMEDY}")
+            summary = f"{len(ordered)} categories, {len(set(names))} of them with names of their own"
+            raise DataError(f"{path}: has {summary}, expected at most {MOST_CLASSES} that all differ; {_REMEDY}")
         legend = legend_of(names)
         index_of = {name: index for index, name in legend.items()}
         indices = {
@@ -55,32 +55,32 @@ class CocoInstances(AnnotationFormat):
             for each, name in zip(ordered, names, strict=True)
             if _is_key(each.get("id"))
         }
-        rows = AnnotationRows(path)
-        shapes = _shapes(rows, annotations, images, indices)
+        builder = LabelTableBuilder(path)
+        shapes = _shapes(builder, annotations, images, indices)
         folder = path.parent.parent / path.stem.removeprefix("instances_")
         folders = [path.parent / "images", path.parent.parent / "images", folder, path.parent.parent]
         for line, image in enumerate(images, 1):
-            media = rows.media(line, image.get("file_name"), folders)
+            media = builder.media(line, image.get("file_name"), folders)
             size = image_size(image.get("height"), image.get("width"))
             if size is None:
-                rows.fault(line, f"the image {image.get('file_name')!r:.60} has no height and width")
+                builder.fault(line, f"the image {image.get('file_name')!r:.60} has no height and width")
             elif media is not None:
                 own = shapes.get(image["id"], []) if _is_key(image.get("id")) else []
                 drawn = [shape for _, shape in sorted(own, key=lambda pair: -pair[0])]
                 mask = MaskShapes(size=size, shapes=tuple(drawn))
-                rows.rows.append(LabelRow(line=line, path=media, mask=mask))
-        return rows.table("COCO instances", legend)
+                builder.rows.append(LabelRow(line=line, path=media, mask=mask))
+        return builder.table("COCO instances", legend)
 
 
 def _objects(data: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
-    found = data.get(name)
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+    entries = data.get(name)
+    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
         raise DataError(f"{path}: has no list of {name}; {_REMEDY}")
-    return found
+    return entries
 
 
 def _shapes(
-    rows: AnnotationRows,
+    builder: LabelTableBuilder,
     annotations: list[dict[str, Any]],
     images: list[dict[str, Any]],
     indices: dict[object, int],
@@ -93,17 +93,19 @@ def _shapes(
     for line, annotation in enumerate(annotations, 1):
         image, category = annotation.get("image_id"), annotation.get("category_id")
         if not _is_key(image) or image not in sizes:
-            rows.faults.append((line, f"annotations[{line - 1}]: image_id is {image!r:.40}, which images do not have"))
+            builder.faults.append(
+                (line, f"annotations[{line - 1}]: image_id is {image!r:.40}, which images do not have")
+            )
         elif not _is_key(category) or category not in indices:
             fault = f"annotations[{line - 1}]: category_id is {category!r:.40}, which categories do not have"
-            rows.faults.append((line, fault))
+            builder.faults.append((line, fault))
         else:
             try:
                 shape = _shape(annotation.get("segmentation"), indices[category], sizes[image])
                 area = annotation.get("area", 0)
                 shapes[image].append((float(area) if isinstance(area, (int, float)) else 0.0, shape))
             except ValueError as error:
-                rows.faults.append((line, f"annotations[{line - 1}]: segmentation {error}"))
+                builder.faults.append((line, f"annotations[{line - 1}]: segmentation {error}"))
     return shapes
 
 

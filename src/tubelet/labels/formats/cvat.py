@@ -16,7 +16,7 @@ from tubelet.io.xml_files import read_xml
 from tubelet.labels.formats.annotation_format import (
     MOST_CLASSES,
     AnnotationFormat,
-    AnnotationRows,
+    LabelTableBuilder,
     head_of,
     image_size,
     legend_of,
@@ -49,12 +49,12 @@ class CvatFile(AnnotationFormat):
             raise DataError(f"{path}: has no <meta>; {_REMEDY}")
         if meta.find("project") is not None:
             raise DataError(f"{path}: is the export of a project, expected that of a task; export each task of it")
-        found = AnnotationRows(path)
+        builder = LabelTableBuilder(path)
         source = next((each.text.strip() for each in meta.iter("source") if each.text and each.text.strip()), "")
         tracks, images = root.findall("track"), root.findall("image")
         if tracks:
-            _add_tracks(found, tracks, source)
-            return found.table("CVAT for video")
+            _add_tracks(builder, tracks, source)
+            return builder.table("CVAT for video")
         names = [name.strip() for label in meta.iter("label") if (name := label.findtext("name"))]
         legend = legend_of(list(dict.fromkeys(names)))
         if any(image.find(kind) is not None for image in images for kind in _SHAPES):
@@ -62,13 +62,13 @@ class CvatFile(AnnotationFormat):
                 raise DataError(f"{path}: has {len(legend) - 1} labels, expected at most {MOST_CLASSES} for masks")
             indices = {name: index for index, name in legend.items()}
             for line, image in enumerate(images, 1):
-                _add_mask(found, line, image, indices, source)
-            return found.table("CVAT for images", legend)
+                _add_mask(builder, line, image, indices, source)
+            return builder.table("CVAT for images", legend)
         if Path(source).suffix.lower() in VIDEO_SUFFIXES:
-            _add_frame_tags(found, images, source, _frame_step(meta))
+            _add_frame_tags(builder, images, source, _frame_step(meta))
         else:
-            _add_image_tags(found, images)
-        return found.table("CVAT for images")
+            _add_image_tags(builder, images)
+        return builder.table("CVAT for images")
 
 
 def _integer(element: Element, name: str) -> int | None:
@@ -83,44 +83,44 @@ def _frame_step(meta: Element) -> int:
     return int(digits[0]) if digits and digits[0].isascii() and digits[0].isdigit() and int(digits[0]) else 1
 
 
-def _add_span(found: AnnotationRows, line: int, media: Path | None, first: int, last: int, label: str) -> None:
+def _add_span(builder: LabelTableBuilder, line: int, media: Path | None, first: int, last: int, label: str) -> None:
     if media is not None:
-        found.rows.append(LabelRow(line=line, path=media, start_frame=first, end_frame=last, labels=(label,)))
+        builder.rows.append(LabelRow(line=line, path=media, start_frame=first, end_frame=last, labels=(label,)))
 
 
-def _add_tracks(found: AnnotationRows, tracks: Sequence[Element], source: str) -> None:
+def _add_tracks(builder: LabelTableBuilder, tracks: Sequence[Element], source: str) -> None:
     """The spans of frames in which the object of each track is visible.
 
     A shape holds until the next one that is listed; the last one holds for its frame.
     """
-    media = found.media(0, source)
+    media = builder.media(0, source)
     for line, track in enumerate(tracks, 1):
         label = track.get("label", "").strip()
         shapes = [(_integer(shape, "frame"), shape.get("outside") == "1") for shape in track if shape.get("frame")]
         if not label or any(frame is None for frame, _ in shapes):
-            found.fault(line, f"the track of {label!r:.60} has no label, or a frame that is no number")
+            builder.fault(line, f"the track of {label!r:.60} has no label, or a frame that is no number")
             continue
         first, last = None, 0
         for frame, outside in sorted((frame or 0, outside) for frame, outside in shapes):
             if outside and first is not None:
-                _add_span(found, line, media, first, frame, label)
+                _add_span(builder, line, media, first, frame, label)
                 first = None
             elif not outside and first is None:
                 first = frame
             last = frame
         if first is not None:
-            _add_span(found, line, media, first, last + 1, label)
+            _add_span(builder, line, media, first, last + 1, label)
 
 
-def _add_frame_tags(found: AnnotationRows, images: Sequence[Element], source: str, step: int) -> None:
+def _add_frame_tags(builder: LabelTableBuilder, images: Sequence[Element], source: str, step: int) -> None:
     """The spans of frames of a video that have a tag; the id of an image is the number of its frame."""
-    media = found.media(0, source)
+    media = builder.media(0, source)
     frames: dict[str, list[int]] = defaultdict(list)
     for line, image in enumerate(images, 1):
-        _count_others(found, image)
+        _count_others(builder, image)
         frame = _integer(image, "id")
         if frame is None:
-            found.fault(line, f"the image {image.get('name', '')!r:.60} has no number")
+            builder.fault(line, f"the image {image.get('name', '')!r:.60} has no number")
             continue
         for tag in image.findall("tag"):
             frames[tag.get("label", "")].append(frame)
@@ -130,49 +130,49 @@ def _add_frame_tags(found: AnnotationRows, images: Sequence[Element], source: st
         for frame in [*sorted(set(numbers)), None]:
             if before is not None and first is not None and (frame is None or frame > before + step):
                 line += 1
-                _add_span(found, line, media, first, before + step, label)
+                _add_span(builder, line, media, first, before + step, label)
                 first = None
             first = frame if first is None else first
             before = frame
 
 
-def _add_image_tags(found: AnnotationRows, images: Sequence[Element]) -> None:
+def _add_image_tags(builder: LabelTableBuilder, images: Sequence[Element]) -> None:
     for line, image in enumerate(images, 1):
-        _count_others(found, image)
+        _count_others(builder, image)
         labels = tuple(dict.fromkeys(tag.get("label", "") for tag in image.findall("tag")))
-        media = found.media(line, image.get("name"), [found.path.parent / "images"])
+        media = builder.media(line, image.get("name"), [builder.path.parent / "images"])
         if not labels:
-            found.unused["images without tags"] += 1
+            builder.unused["images without tags"] += 1
         elif media is not None:
-            found.rows.append(LabelRow(line=line, path=media, labels=labels))
+            builder.rows.append(LabelRow(line=line, path=media, labels=labels))
 
 
-def _count_others(found: AnnotationRows, image: Element) -> None:
+def _count_others(builder: LabelTableBuilder, image: Element) -> None:
     for kind in _OTHERS:
-        found.unused[f"shapes of the kind {kind}"] += len(image.findall(kind))
+        builder.unused[f"shapes of the kind {kind}"] += len(image.findall(kind))
 
 
-def _add_mask(found: AnnotationRows, line: int, image: Element, indices: Mapping[str, int], source: str) -> None:
+def _add_mask(builder: LabelTableBuilder, line: int, image: Element, indices: Mapping[str, int], source: str) -> None:
     """The mask of an image or of a frame of a video, by z_order and then by the order in the file."""
-    _count_others(found, image)
+    _count_others(builder, image)
     of_video = Path(source).suffix.lower() in VIDEO_SUFFIXES
-    media = found.media(line, source if of_video else image.get("name"), [found.path.parent / "images"])
+    media = builder.media(line, source if of_video else image.get("name"), [builder.path.parent / "images"])
     frame = _integer(image, "id") if of_video else None
     size = image_size(_integer(image, "height"), _integer(image, "width"))
     if size is None:
-        found.fault(line, f"the image {image.get('name', '')!r:.60} has no width and height")
+        builder.fault(line, f"the image {image.get('name', '')!r:.60} has no width and height")
         return
     shapes = []
     for element in sorted((each for each in image if each.tag in _SHAPES), key=_z_order):
         try:
             shapes.append(_shape(element, indices, *size))
         except ValueError as error:
-            found.fault(line, f"a {element.tag} of {image.get('name', '')!r:.60} {error}")
+            builder.fault(line, f"a {element.tag} of {image.get('name', '')!r:.60} {error}")
     if not shapes:
-        found.unused["images without polygons, ellipses and masks"] += 1
+        builder.unused["images without polygons, ellipses and masks"] += 1
     elif media is not None:
         mask = MaskShapes(size=size, shapes=tuple(shapes))
-        found.rows.append(LabelRow(line=line, path=media, start_frame=frame, mask=mask))
+        builder.rows.append(LabelRow(line=line, path=media, start_frame=frame, mask=mask))
 
 
 def _z_order(element: Element) -> int:

@@ -14,7 +14,7 @@ from tubelet.data.file_types import MEDIA_SUFFIXES
 from tubelet.errors import DataError
 from tubelet.io.xml_files import read_xml
 from tubelet.labels.build import find_media, is_file
-from tubelet.labels.formats.annotation_format import AnnotationFormat, AnnotationRows
+from tubelet.labels.formats.annotation_format import AnnotationFormat, LabelTableBuilder
 from tubelet.labels.records import LabelTable
 
 _REMEDY = "save it again in ELAN"
@@ -33,31 +33,31 @@ class ElanFile(AnnotationFormat):
     @staticmethod
     def read(path: Path) -> LabelTable:
         root = read_xml(path, "ANNOTATION_DOCUMENT", _REMEDY)
-        found = AnnotationRows(path)
+        builder = LabelTableBuilder(path)
         header = root.find("HEADER")
         if header is None or header.get("TIME_UNITS", "milliseconds") != "milliseconds":
             raise DataError(f"{path}: has no header with times in milliseconds; {_REMEDY}")
-        media, origin_ms = _media(header, path, found)
+        media, origin_ms = _media(header, path, builder)
         times = {slot.get("TIME_SLOT_ID", ""): _milliseconds(slot.get("TIME_VALUE")) for slot in root.iter("TIME_SLOT")}
         line = 0
         for tier in root.iter("TIER"):
-            found.unused["annotations without times of their own"] += len(list(tier.iter("REF_ANNOTATION")))
+            builder.unused["annotations without times of their own"] += len(list(tier.iter("REF_ANNOTATION")))
             annotations = list(tier.iter("ALIGNABLE_ANNOTATION"))
             pairs = [(each.get("TIME_SLOT_REF1", ""), each.get("TIME_SLOT_REF2", "")) for each in annotations]
-            known = times | _spread(pairs, times)
+            slot_times = times | _spread(pairs, times)
             for annotation, slots in zip(annotations, pairs, strict=True):
                 line += 1
-                start, end = (known.get(slot) for slot in slots)
+                start, end = (slot_times.get(slot) for slot in slots)
                 if start is None or end is None:
-                    found.fault(line, f"its time slots {' and '.join(slots)} have no times")
+                    builder.fault(line, f"its time slots {' and '.join(slots)} have no times")
                     continue
                 label = (annotation.findtext("ANNOTATION_VALUE") or "").strip() or tier.get("TIER_ID", "")
                 begin_s, end_s = ((time + origin_ms) / 1000 for time in (start, end))
-                found.add_span(line, media, begin_s, end_s, (label,))
-        return found.table("ELAN")
+                builder.add_span(line, media, begin_s, end_s, (label,))
+        return builder.table("ELAN")
 
 
-def _media(header: Element, path: Path, found: AnnotationRows) -> tuple[Path | None, float]:
+def _media(header: Element, path: Path, builder: LabelTableBuilder) -> tuple[Path | None, float]:
     """The first video, and the milliseconds of it that the annotations' time 0 is at."""
     videos = []
     for descriptor in header.iter("MEDIA_DESCRIPTOR"):
@@ -68,9 +68,9 @@ def _media(header: Element, path: Path, found: AnnotationRows) -> tuple[Path | N
             file = next((each for each in candidates if is_file(each)), candidates[0])
             videos.append((file, float(_milliseconds(descriptor.get("TIME_ORIGIN")) or 0)))
     if not videos:
-        found.fault(0, "the header names no video")
+        builder.fault(0, "the header names no video")
         return None, 0.0
-    found.unused["further videos of the same recording"] += len(videos) - 1
+    builder.unused["further videos of the same recording"] += len(videos) - 1
     return videos[0]
 
 
@@ -83,11 +83,11 @@ def _spread(pairs: Sequence[tuple[str, str]], times: dict[str, int | None]) -> d
     slots: list[str] = []
     for pair in pairs:
         slots += [slot for slot in pair if not slots or slots[-1] != slot]
-    known = [place for place, slot in enumerate(slots) if times.get(slot) is not None]
-    found: dict[str, int | None] = {}
-    for before, after in pairwise(known):
+    anchors = [index for index, slot in enumerate(slots) if times.get(slot) is not None]
+    interpolated: dict[str, int | None] = {}
+    for before, after in pairwise(anchors):
         begin, end = times[slots[before]], times[slots[after]]
         if begin is not None and end is not None:
-            for place in range(before + 1, after):
-                found[slots[place]] = round(begin + (end - begin) * (place - before) / (after - before))
-    return found
+            for index in range(before + 1, after):
+                interpolated[slots[index]] = round(begin + (end - begin) * (index - before) / (after - before))
+    return interpolated

@@ -15,7 +15,7 @@ from tubelet.data.tables import parse_table
 from tubelet.errors import DataError
 from tubelet.io.text import parse_json, read_bytes, read_json
 from tubelet.labels.build import find_media, is_file
-from tubelet.labels.formats.annotation_format import AnnotationFormat, AnnotationRows, head_of
+from tubelet.labels.formats.annotation_format import AnnotationFormat, LabelTableBuilder, head_of
 from tubelet.labels.records import LabelRow, LabelTable
 
 _REMEDY = "export the project again from Label Studio"
@@ -39,16 +39,16 @@ class LabelStudioJson(AnnotationFormat):
     @staticmethod
     def read(path: Path) -> LabelTable:
         tasks = read_json(path, list[dict[str, Any]], _REMEDY)
-        found = AnnotationRows(path)
+        builder = LabelTableBuilder(path)
         for line, task in enumerate(tasks, 1):
             annotations, data = task.get("annotations"), task.get("data")
             if isinstance(annotations, list) and isinstance(data, dict):
-                results = _chosen(found, annotations)
+                results = _chosen(builder, annotations)
                 values = [(str(each.get("type", "")), each.get("value")) for each in results]
             else:
                 data, values = task, list(_minimal(task))
-            _add_task(found, line, data, values)
-        return found.table("Label Studio JSON")
+            _add_task(builder, line, data, values)
+        return builder.table("Label Studio JSON")
 
 
 class LabelStudioCsv(AnnotationFormat):
@@ -65,8 +65,8 @@ class LabelStudioCsv(AnnotationFormat):
     @staticmethod
     def read(path: Path) -> LabelTable:
         table = parse_table(read_bytes(path), path, ("annotation_id", "annotator"))
-        found = AnnotationRows(path)
-        found.faults += [(line, f"line {line} {fault}") for line, fault in table.faults]
+        builder = LabelTableBuilder(path)
+        builder.faults += [(line, f"line {line} {fault}") for line, fault in table.faults]
         for line, row in table.rows:
             task: dict[str, Any] = {}
             for name, cell in row.items():
@@ -74,16 +74,16 @@ class LabelStudioCsv(AnnotationFormat):
                     task[name] = parse_json(cell, path) if cell.startswith(("[", "{")) else cell
                 except DataError:
                     task[name] = cell
-            _add_task(found, line, task, list(_minimal(task)))
-        return found.table("Label Studio CSV")
+            _add_task(builder, line, task, list(_minimal(task)))
+        return builder.table("Label Studio CSV")
 
 
-def _chosen(found: AnnotationRows, annotations: Sequence[object]) -> list[dict[str, Any]]:
+def _chosen(builder: LabelTableBuilder, annotations: Sequence[object]) -> list[dict[str, Any]]:
     """The results of the annotation that counts: the ground truth, or else the last one that was not skipped."""
-    kept = [each for each in annotations if isinstance(each, dict) and not each.get("was_cancelled")]
-    kept = [each for each in kept if each.get("ground_truth")] or kept
-    found.unused["further annotations of the same tasks"] += max(0, len(kept) - 1)
-    results = kept[-1].get("result") if kept else []
+    valid = [each for each in annotations if isinstance(each, dict) and not each.get("was_cancelled")]
+    valid = [each for each in valid if each.get("ground_truth")] or valid
+    builder.unused["further annotations of the same tasks"] += max(0, len(valid) - 1)
+    results = valid[-1].get("result") if valid else []
     return [each for each in results if isinstance(each, dict)] if isinstance(results, list) else []
 
 
@@ -104,29 +104,31 @@ def _kind(value: Mapping[str, Any]) -> str:
     return next((name for name in value if name.endswith("labels")), "choices" if "choices" in value else "other")
 
 
-def _add_task(found: AnnotationRows, line: int, data: Mapping[str, Any], values: Sequence[tuple[str, object]]) -> None:
-    media = _media(found, line, data)
+def _add_task(
+    builder: LabelTableBuilder, line: int, data: Mapping[str, Any], values: Sequence[tuple[str, object]]
+) -> None:
+    media = _media(builder, line, data)
     fps = data.get("fps")
     rate = float(fps) if isinstance(fps, (int, float, str)) and _is_rate(fps) else None
     choices: list[str] = []
     for kind, value in values:
         if not isinstance(value, dict):
-            found.fault(line, f"a result is {value!r:.60}, expected an object")
+            builder.fault(line, f"a result is {value!r:.60}, expected an object")
             continue
         named = value.get(kind) or value.get("labels")
         labels = [each.strip() for each in named if isinstance(each, str)] if isinstance(named, list) else []
         if kind == "timelinelabels" or "ranges" in value:
             ranges = value.get("ranges")
             for span in ranges if isinstance(ranges, list) else [ranges]:
-                _add_range(found, line, media, span, labels, rate)
+                _add_range(builder, line, media, span, labels, rate)
         elif kind == "choices":
             choices += labels
         elif kind.endswith("labels") and isinstance(value.get("start"), (int, float)):
-            found.add_span(line, media, value["start"], value.get("end"), labels)
+            builder.add_span(line, media, value["start"], value.get("end"), labels)
         else:
-            found.unused[f"results of the kind {kind}"] += 1
+            builder.unused[f"results of the kind {kind}"] += 1
     if choices and media is not None:
-        found.rows.append(LabelRow(line=line, path=media, labels=tuple(dict.fromkeys(choices))))
+        builder.rows.append(LabelRow(line=line, path=media, labels=tuple(dict.fromkeys(choices))))
 
 
 def _is_rate(value: object) -> bool:
@@ -137,17 +139,17 @@ def _is_rate(value: object) -> bool:
 
 
 def _add_range(
-    found: AnnotationRows, line: int, media: Path | None, span: object, labels: Sequence[str], fps: float | None
+    builder: LabelTableBuilder, line: int, media: Path | None, span: object, labels: Sequence[str], fps: float | None
 ) -> None:
     """A range of frames, both ends of which belong to it."""
     first, last = (span.get("start"), span.get("end")) if isinstance(span, dict) else (None, None)
     if not isinstance(first, int) or not isinstance(last, int) or not 1 <= first <= last:
-        found.fault(line, f"a range is {span!r:.60}, expected frames from 1 on")
+        builder.fault(line, f"a range is {span!r:.60}, expected frames from 1 on")
     elif fps is not None:
-        found.add_span(line, media, (first - 1) / fps, last / fps, labels)
+        builder.add_span(line, media, (first - 1) / fps, last / fps, labels)
     elif media is not None:
         row = LabelRow(line=line, path=media, start_frame=first - 1, end_frame=last, labels=tuple(labels))
-        found.rows.append(row)
+        builder.rows.append(row)
 
 
 def _is_media(value: object) -> bool:
@@ -155,15 +157,15 @@ def _is_media(value: object) -> bool:
     return PurePosixPath(unquote(name)).suffix.lower() in MEDIA_SUFFIXES
 
 
-def _media(found: AnnotationRows, line: int, data: Mapping[str, Any]) -> Path | None:
+def _media(builder: LabelTableBuilder, line: int, data: Mapping[str, Any]) -> Path | None:
     """The media file of a task: the value with the suffix of one; an uploaded file also without its prefix."""
     names = [value for value in data.values() if _is_media(value)]
     if not names:
-        found.fault(line, f"has no media file among {', '.join(map(str, data))[:200]}")
+        builder.fault(line, f"has no media file among {', '.join(map(str, data))[:200]}")
         return None
-    path = find_media(names[0], found.path.parent)
+    path = find_media(names[0], builder.path.parent)
     digits, dash, rest = path.name.partition("-")
     if not is_file(path) and dash and len(digits) == _UPLOAD_DIGITS and set(digits) <= set("0123456789abcdef"):
-        without = find_media(rest, found.path.parent)
+        without = find_media(rest, builder.path.parent)
         return without if is_file(without) else path
     return path

@@ -19,7 +19,7 @@ from tubelet.io.text import parse_json, read_bytes, read_json
 from tubelet.labels.formats.annotation_format import (
     MOST_CLASSES,
     AnnotationFormat,
-    AnnotationRows,
+    LabelTableBuilder,
     chosen_attribute,
     head_of,
     legend_of,
@@ -59,7 +59,7 @@ class Via3Project(AnnotationFormat):
             ids = view.get("fid_list") if isinstance(view, dict) else None
             file = files.get(str(ids[0])) if isinstance(ids, list) and ids else None
             if not isinstance(file, dict):
-                reader.found.fault(line, "belongs to no file of the project")
+                reader.builder.fault(line, "belongs to no file of the project")
                 continue
             name = file.get("fname") or file.get("src")
             reader.add(line, name, each.get("z"), each.get("xy"), each.get("av"))
@@ -87,7 +87,7 @@ class Via3Csv(AnnotationFormat):
         # Blank lines keep the numbers of the lines.
         content = [*[""] * at, lines[at].removeprefix(_CSV_HEADER), *lines[at + 1 :]]
         table = parse_table("\n".join(content).encode(), path, ("file_list", "temporal_coordinates", "metadata"))
-        reader.found.faults += [(line, f"line {line} {fault}") for line, fault in table.faults]
+        reader.builder.faults += [(line, f"line {line} {fault}") for line, fault in table.faults]
         for line, row in table.rows:
             try:
                 names, times, shape, values = (
@@ -95,7 +95,7 @@ class Via3Csv(AnnotationFormat):
                     for name in ("file_list", "temporal_coordinates", "spatial_coordinates", "metadata")
                 )
             except DataError as error:
-                reader.found.faults.append((line, str(error)))
+                reader.builder.faults.append((line, str(error)))
                 continue
             reader.add(line, names[0] if isinstance(names, list) and names else None, times, shape, values)
         return reader.table("VIA 3 CSV")
@@ -105,7 +105,7 @@ class _Via3Reader:
     """Annotations of version 3 to rows."""
 
     def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
-        self.found = AnnotationRows(path)
+        self.builder = LabelTableBuilder(path)
         # The older CSV has only the names of the attributes.
         self.attributes = {
             key: each if isinstance(each, dict) else {"aname": str(each)} for key, each in attributes.items()
@@ -115,34 +115,34 @@ class _Via3Reader:
     def add(self, line: int, name: object, times: object, shape: object, values: object) -> None:
         """Add an annotation: name of the file, seconds, shape number and coordinates, and values of attributes."""
         labels = self._labels(line, values)
-        media = self.found.media(line, name)
+        media = self.builder.media(line, name)
         if media is None or labels is None:
             return
         times, shape = (each if isinstance(each, list) else [] for each in (times, shape))
         if shape and media.suffix.lower() in IMAGE_SUFFIXES:
             outline = _outline3(shape)
             if outline is None or len(labels) != 1:
-                self.found.unused["regions that are no polygon, circle or ellipse of one class"] += 1
+                self.builder.unused["regions that are no polygon, circle or ellipse of one class"] += 1
             else:
                 self.regions[media].append((line, labels[0], outline))
         elif shape:
-            self.found.unused["regions in videos"] += 1
+            self.builder.unused["regions in videos"] += 1
         elif len(times) in (1, 2):
-            self.found.add_span(line, media, times[0], times[1] if len(times) == 2 else None, labels)
+            self.builder.add_span(line, media, times[0], times[1] if len(times) == 2 else None, labels)
         elif times:
-            self.found.fault(line, f"has the times {times!r:.60}, expected a start and an end")
+            self.builder.fault(line, f"has the times {times!r:.60}, expected a start and an end")
         else:
-            self.found.rows.append(LabelRow(line=line, path=media, labels=labels))
+            self.builder.rows.append(LabelRow(line=line, path=media, labels=labels))
 
     def _labels(self, line: int, values: object) -> tuple[str, ...] | None:
         if not isinstance(values, dict) or not values:
-            self.found.unused["annotations without a value"] += 1
+            self.builder.unused["annotations without a value"] += 1
             return None
         names = {str(self.attributes.get(key, {}).get("aname", key)): key for key in values}
         name = chosen_attribute(names)
         if name is None:
             listed = ", ".join(names)
-            self.found.fault(line, f"has the attributes {listed}; call the one with the classes label")
+            self.builder.fault(line, f"has the attributes {listed}; call the one with the classes label")
             return None
         attribute = self.attributes.get(names[name], {})
         value, options = str(values[names[name]]).strip(), attribute.get("options")
@@ -151,11 +151,11 @@ class _Via3Reader:
             chosen = [str(options.get(each.strip(), each)) for each in chosen]
         labels = tuple(dict.fromkeys(each.strip() for each in chosen if each.strip()))
         if not labels:
-            self.found.unused["annotations without a value"] += 1
+            self.builder.unused["annotations without a value"] += 1
         return labels or None
 
     def table(self, form: str) -> LabelTable:
-        return _table(self.found, self.regions, form)
+        return _table(self.builder, self.regions, form)
 
 
 class Via2Json(AnnotationFormat):
@@ -175,21 +175,21 @@ class Via2Json(AnnotationFormat):
         images = data.get("_via_img_metadata", data)
         if not isinstance(images, dict):
             raise DataError(f"{path}: its _via_img_metadata is no object; {_REMEDY}")
-        found = AnnotationRows(path)
+        builder = LabelTableBuilder(path)
         regions: dict[Path, list[_Region]] = defaultdict(list)
         for line, image in enumerate(images.values(), 1):
             if not isinstance(image, dict):
-                found.fault(line, f"is {image!r:.60}, expected an object")
+                builder.fault(line, f"is {image!r:.60}, expected an object")
                 continue
-            media = found.media(line, image.get("filename"))
-            _add_file(found, line, media, image.get("file_attributes"))
+            media = builder.media(line, image.get("filename"))
+            _add_file(builder, line, media, image.get("file_attributes"))
             listed = image.get("regions")
             listed = list(listed.values()) if isinstance(listed, dict) else listed
             for region in listed if isinstance(listed, list) else []:
                 own = region if isinstance(region, dict) else {}
                 shape, values = (own.get(f"{kind}_attributes") for kind in ("shape", "region"))
-                _add_region(found, regions, line, media, shape, values)
-        return _table(found, regions, "VIA 2 JSON")
+                _add_region(builder, regions, line, media, shape, values)
+        return _table(builder, regions, "VIA 2 JSON")
 
 
 class Via2Csv(AnnotationFormat):
@@ -209,8 +209,8 @@ class Via2Csv(AnnotationFormat):
         table = parse_table(text.encode(), path, columns)
         if missing := [name for name in columns if name not in table.header]:
             raise DataError(f"{path}: has no column {', '.join(missing)}; {_REMEDY}")
-        found = AnnotationRows(path)
-        found.faults += [(line, f"line {line} {fault}") for line, fault in table.faults]
+        builder = LabelTableBuilder(path)
+        builder.faults += [(line, f"line {line} {fault}") for line, fault in table.faults]
         regions: dict[Path, list[_Region]] = defaultdict(list)
         seen: set[Path] = set()
         for line, row in table.rows:
@@ -219,15 +219,15 @@ class Via2Csv(AnnotationFormat):
                     parse_json(row[name] or "{}", f"line {line}", remedy=_REMEDY) for name in columns[1:]
                 )
             except DataError as error:
-                found.faults.append((line, str(error)))
+                builder.faults.append((line, str(error)))
                 continue
-            media = found.media(line, row["filename"])
+            media = builder.media(line, row["filename"])
             if media is not None and media not in seen:
                 seen.add(media)
-                _add_file(found, line, media, file)
+                _add_file(builder, line, media, file)
             if shape:
-                _add_region(found, regions, line, media, shape, values)
-        return _table(found, regions, "VIA 2 CSV")
+                _add_region(builder, regions, line, media, shape, values)
+        return _table(builder, regions, "VIA 2 CSV")
 
 
 def _named(project: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
@@ -237,37 +237,37 @@ def _named(project: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
     return value
 
 
-def _values2(found: AnnotationRows, line: int, values: object) -> tuple[str, ...]:
+def _values2(builder: LabelTableBuilder, line: int, values: object) -> tuple[str, ...]:
     """The classes in attributes of version 2; a checkbox has an object of options that are true."""
     filled = {str(name): value for name, value in values.items() if value} if isinstance(values, dict) else {}
     if not filled:
         return ()
     name = chosen_attribute(filled)
     if name is None:
-        found.fault(line, f"has the attributes {', '.join(filled)}; call the one with the classes label")
+        builder.fault(line, f"has the attributes {', '.join(filled)}; call the one with the classes label")
         return ()
     value = filled[name]
     return tuple(key for key, chosen in value.items() if chosen) if isinstance(value, dict) else (str(value).strip(),)
 
 
-def _add_file(found: AnnotationRows, line: int, media: Path | None, values: object) -> None:
-    labels = _values2(found, line, values)
+def _add_file(builder: LabelTableBuilder, line: int, media: Path | None, values: object) -> None:
+    labels = _values2(builder, line, values)
     if labels and media is not None:
-        found.rows.append(LabelRow(line=line, path=media, labels=labels))
+        builder.rows.append(LabelRow(line=line, path=media, labels=labels))
 
 
 def _add_region(
-    found: AnnotationRows,
+    builder: LabelTableBuilder,
     regions: dict[Path, list[_Region]],
     line: int,
     media: Path | None,
     shape: object,
     values: object,
 ) -> None:
-    labels = _values2(found, line, values)
+    labels = _values2(builder, line, values)
     outline = _outline2(shape) if isinstance(shape, dict) else None
     if outline is None or len(labels) != 1:
-        found.unused["regions that are no polygon, circle or ellipse of one class"] += 1
+        builder.unused["regions that are no polygon, circle or ellipse of one class"] += 1
     elif media is not None:
         regions[media].append((line, labels[0], outline))
 
@@ -313,17 +313,17 @@ def _ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> tu
     return tuple(points)
 
 
-def _table(found: AnnotationRows, regions: Mapping[Path, Iterable[_Region]], form: str) -> LabelTable:
+def _table(builder: LabelTableBuilder, regions: Mapping[Path, Iterable[_Region]], form: str) -> LabelTable:
     """The table; the regions of an image become its mask, and labels of whole files are then not used."""
     if not regions:
-        return found.table(form)
+        return builder.table(form)
     names = sorted({label for each in regions.values() for _, label, _ in each})
     if len(names) > MOST_CLASSES:
-        raise DataError(f"{found.path}: has {len(names)} classes of regions, expected at most {MOST_CLASSES}")
+        raise DataError(f"{builder.path}: has {len(names)} classes of regions, expected at most {MOST_CLASSES}")
     legend = legend_of(names)
     indices = {name: index for index, name in legend.items()}
-    found.unused["labels of whole files, next to regions,"] += len(found.rows)
-    found.rows = []
+    builder.unused["labels of whole files, next to regions,"] += len(builder.rows)
+    builder.rows = []
     for media, each in regions.items():
         shapes = tuple(MaskShape(index=indices.get(label, 0), polygons=(points,)) for _, label, points in each)
         line = min(number for number, _, _ in each)
@@ -331,5 +331,5 @@ def _table(found: AnnotationRows, regions: Mapping[Path, Iterable[_Region]], for
             size = image_shape(media)
         except DecodeError:  # `check_labels` reports the file
             size = (0, 0)
-        found.rows.append(LabelRow(line=line, path=media, mask=MaskShapes(size=size, shapes=shapes)))
-    return found.table(form, legend)
+        builder.rows.append(LabelRow(line=line, path=media, mask=MaskShapes(size=size, shapes=shapes)))
+    return builder.table(form, legend)

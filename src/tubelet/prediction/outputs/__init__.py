@@ -16,10 +16,10 @@ def output_kind(task: str) -> type[HeadOutput]:
     Raises:
         ConfigError: if there is none.
     """
-    found: dict[str, type[HeadOutput]] = {}
+    kinds: dict[str, type[HeadOutput]] = {}
     for module in pkgutil.iter_modules(__path__):
         content = importlib.import_module(f"{__name__}.{module.name}")
-        found |= dict.fromkeys(getattr(content, "TASKS", ()), getattr(content, "OUTPUT", None))
-    if task not in found:
-        raise ConfigError(f"the head's task is {task!r}, expected one of {', '.join(sorted(found))}")
-    return found[task]
+        kinds |= dict.fromkeys(getattr(content, "TASKS", ()), getattr(content, "OUTPUT", None))
+    if task not in kinds:
+        raise ConfigError(f"the head's task is {task!r}, expected one of {', '.join(sorted(kinds))}")
+    return kinds[task]

@@ -47,10 +47,10 @@ class ClipOutput(LabelOutput):
                 present = scores >= self.thresholds
                 if self.head.spec.exclusive:
                     present &= np.arange(len(scores)) == best
-                found = [(self.head.spec.classes[k], float(scores[k])) for k in np.flatnonzero(present)]
+                labels = [(self.head.spec.classes[k], float(scores[k])) for k in np.flatnonzero(present)]
                 if novel[number]:
-                    found = [(NONE_OF_THESE, float(self.nearer_fraction(rows.distance[number : number + 1])[0]))]
-                for label, score in found or [("", float(scores[best]))]:
+                    labels = [(NONE_OF_THESE, float(self.nearer_fraction(rows.distance[number : number + 1])[0]))]
+                for label, score in labels or [("", float(scores[best]))]:
                     yield Prediction(
                         path=item.file.path,
                         start_s=float(rows.start_s[number]),

@@ -59,17 +59,19 @@ class DepthOutput(PixelOutput):
         size = self.layout.clips.image_size
         return depth.predict_windows(tokens, self.network.bin_scores, self.bins, size, shape)
 
-    def encode(self, found: NDArray[Any]) -> Image.Image:
+    def encode(self, prediction: NDArray[Any]) -> Image.Image:
         """Depth times `per_unit`, at least 1: 0 is an unknown depth in labels."""
-        return Image.fromarray(np.clip(np.round(found * self.per_unit), 1, _PNG16).astype(np.uint16))
+        return Image.fromarray(np.clip(np.round(prediction * self.per_unit), 1, _PNG16).astype(np.uint16))
 
-    def paint(self, found: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def paint(self, prediction: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Near bright, far dark, on one scale for all files."""
-        return color_depth(found, max(float(self.bins[len(self.bins) // 50]), _SHALLOWEST * self.largest), self.largest)
+        return color_depth(
+            prediction, max(float(self.bins[len(self.bins) // 50]), _SHALLOWEST * self.largest), self.largest
+        )
 
-    def summarize(self, found: NDArray[Any]) -> NDArray[np.float32]:
+    def summarize(self, prediction: NDArray[Any]) -> NDArray[np.float32]:
         """(1,) mean depth."""
-        return np.array([found.mean(dtype=np.float64)], np.float32)
+        return np.array([prediction.mean(dtype=np.float64)], np.float32)
 
     def caption(self, summary: NDArray[np.float32]) -> str:
         """The mean depth."""

@@ -51,24 +51,24 @@ class MaskOutput(PixelOutput):
         """(H, W) numbers of classes."""
         return segmentation.predict(tokens, self.network, self.layout.clips.image_size, shape)
 
-    def encode(self, found: NDArray[Any]) -> Image.Image:
+    def encode(self, prediction: NDArray[Any]) -> Image.Image:
         """Indices of the legend, with a color for each class."""
         palette = np.zeros((256, 3), np.uint8)
         palette[self.indices] = self.colors
-        image = Image.fromarray(self.indices[found])
+        image = Image.fromarray(self.indices[prediction])
         image.putpalette(palette.ravel().tolist())
         return image
 
-    def paint(self, found: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def paint(self, prediction: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The colors of the classes over the image; a class called background is not painted."""
-        mixed = (1 - _OPACITY) * image + _OPACITY * self.colors[found]
+        mixed = (1 - _OPACITY) * image + _OPACITY * self.colors[prediction]
         plain = [number for number, name in enumerate(self.names) if name.casefold() == _BACKGROUND]
-        return np.where(np.isin(found, plain)[..., None], image, mixed.round()).astype(np.uint8)
+        return np.where(np.isin(prediction, plain)[..., None], image, mixed.round()).astype(np.uint8)
 
-    def summarize(self, found: NDArray[Any]) -> NDArray[np.float32]:
+    def summarize(self, prediction: NDArray[Any]) -> NDArray[np.float32]:
         """(K,) fractions of pixels."""
-        counts = np.bincount(found.ravel(), minlength=len(self.names))
-        return (counts / found.size).astype(np.float32)
+        counts = np.bincount(prediction.ravel(), minlength=len(self.names))
+        return (counts / prediction.size).astype(np.float32)
 
     def caption(self, summary: NDArray[np.float32]) -> str:
         """The classes that occur, the largest first."""

@@ -93,11 +93,11 @@ class SpanOutput(LabelOutput):
         steps = torch.cat(buffer.tokens)
         first, last = buffer.done, min(buffer.done + CHUNK_STEPS, buffer.end)
         low, high = max(buffer.begin, first - self.context), min(buffer.end, last + self.context)
-        seen = steps[low - buffer.begin : high - buffer.begin]
-        scores = as_floats(self.head(seen.unsqueeze(0))[0, first - low : last - low])
+        chunk = steps[low - buffer.begin : high - buffer.begin]
+        scores = as_floats(self.head(chunk.unsqueeze(0))[0, first - low : last - low])
         distance = self.distances(steps[first - buffer.begin : last - buffer.begin].unsqueeze(1))
-        kept = max(buffer.begin, last - self.context)
-        buffer.tokens, buffer.begin, buffer.done = [steps[kept - buffer.begin :]], kept, last
+        begin = max(buffer.begin, last - self.context)
+        buffer.tokens, buffer.begin, buffer.done = [steps[begin - buffer.begin :]], begin, last
         edges = np.minimum(np.arange(first, last + 1) * self.layout.step_s, file.duration_s) + file.start_s
         return ScoreRows(
             key=file.key, first=first, start_s=edges[:-1], end_s=edges[1:], scores=scores, distance=distance

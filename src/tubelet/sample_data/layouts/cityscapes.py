@@ -29,14 +29,14 @@ def write_cityscapes(root: Path, out: Path) -> Mapping[str, int]:
     """Write the layout; see `LAYOUTS`."""
     counts = {}
     for split in ("train", "val"):
-        seen: Counter[str] = Counter()
+        numbers: Counter[str] = Counter()
         for frame in frames_of(root, split):
             city = frame.level.lower()
-            name = f"{city}_{seen[city]:06d}_000019"
+            name = f"{city}_{numbers[city]:06d}_000019"
             write_image(out / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", frame.pixels)
             labels = translate(frame.classes, LABELS, CLASSES, 0)
             write_map(out / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", labels)
-            seen[city] += 1
-        counts[f"{split} images"] = seen.total()
-        counts[f"{split} cities"] = len(seen)
+            numbers[city] += 1
+        counts[f"{split} images"] = numbers.total()
+        counts[f"{split} cities"] = len(numbers)
     return counts

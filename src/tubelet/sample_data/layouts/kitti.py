@@ -22,14 +22,14 @@ def write_kitti(root: Path, out: Path) -> Mapping[str, int]:
     """Write the layout; see `LAYOUTS`."""
     counts, drives = {}, list[str]()
     for split, name, folder in (("train", "train", "train"), ("val", "test", "val")):
-        seen: Counter[str] = Counter()
+        numbers: Counter[str] = Counter()
         lines = []
         for frame in frames_of(root, split):
             if frame.level not in drives:
                 drives.append(frame.level)
             drive = f"{DATE}_drive_{drives.index(frame.level) + 1:04d}_sync"
-            image = f"{DATE}/{drive}/image_02/data/{seen[drive]:010d}.png"
-            depth = f"{drive}/proj_depth/groundtruth/image_02/{seen[drive]:010d}.png"
+            image = f"{DATE}/{drive}/image_02/data/{numbers[drive]:010d}.png"
+            depth = f"{drive}/proj_depth/groundtruth/image_02/{numbers[drive]:010d}.png"
             write_image(out / "raw" / image, frame.pixels)
             if name == "test" and frame.number % WITHOUT_DEPTH == WITHOUT_DEPTH - 1:
                 depth = "None"
@@ -39,8 +39,8 @@ def write_kitti(root: Path, out: Path) -> Mapping[str, int]:
                 sparse[laser] = np.clip(np.rint(256 * frame.meters[laser]), 0, 65535)
                 write_map(out / "data_depth_annotated" / folder / depth, sparse)
             lines.append(f"{image} {depth} {FOCAL_LENGTH}\n")
-            seen[drive] += 1
+            numbers[drive] += 1
         (out / f"eigen_{name}_files_with_gt.txt").write_text("".join(lines), encoding="utf-8")
         counts[f"{name} images"] = len(lines)
-        counts[f"{name} drives"] = len(seen)
+        counts[f"{name} drives"] = len(numbers)
     return counts

@@ -13,16 +13,16 @@ def write_nyuv2(root: Path, out: Path) -> Mapping[str, int]:
     """Write the layout; see `LAYOUTS`."""
     base, counts = out / "nyu_depth_v2", {}
     for split, name, folder in (("train", "train", "sync"), ("val", "test", "official_splits/test")):
-        seen: Counter[str] = Counter()
+        numbers: Counter[str] = Counter()
         lines = []
         for frame in frames_of(root, split):
             scene = frame.level.lower()
-            image, depth = (f"{scene}/{what}{seen[scene]:05d}" for what in ("rgb_", "sync_depth_"))
+            image, depth = (f"{scene}/{what}{numbers[scene]:05d}" for what in ("rgb_", "sync_depth_"))
             write_image(base / folder / f"{image}.jpg", frame.pixels)
             write_map(base / folder / f"{depth}.png", to_millimeters(frame.meters))
             lines.append(f"/{image}.jpg /{depth}.png {FOCAL_LENGTH}\n")
-            seen[scene] += 1
+            numbers[scene] += 1
         (base / f"nyudepthv2_{name}_files_with_gt.txt").write_text("".join(lines), encoding="utf-8")
         counts[f"{name} images"] = len(lines)
-        counts[f"{name} scenes"] = len(seen)
+        counts[f"{name} scenes"] = len(numbers)
     return counts

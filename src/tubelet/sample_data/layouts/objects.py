@@ -45,15 +45,15 @@ def object_clips(root: Path, only_first: bool) -> Iterator[ObjectClip]:
         areas = np.stack([(truth.instances == n).mean((1, 2)) for n in numbers[numbers > 0]] or [[]])
         large = areas >= SMALLEST
         begin = {int(n): int(row.argmax()) for n, row in zip(numbers[numbers > 0], large, strict=False) if row.any()}
-        kept = sorted((first, n) for n, first in begin.items() if first == 0 or not only_first)
-        if not kept:
+        selected = sorted((first, n) for n, first in begin.items() if first == 0 or not only_first)
+        if not selected:
             continue
         labels = np.zeros(truth.instances.shape, np.uint8)
         first, classes = {}, {}
-        for number, (frame, n) in enumerate(kept, start=1):
-            mine = truth.instances == n
-            labels[mine] = number
-            seen = truth.classes[frame][mine[frame]]
+        for number, (frame, n) in enumerate(selected, start=1):
+            mask = truth.instances == n
+            labels[mask] = number
+            object_classes = truth.classes[frame][mask[frame]]
             first[number] = frame
-            classes[number] = CLASSES[int(np.bincount(seen, minlength=FIRST_OBJECT + 1).argmax())]
+            classes[number] = CLASSES[int(np.bincount(object_classes, minlength=FIRST_OBJECT + 1).argmax())]
         yield ObjectClip(entry.media.stem, read_frames(entry.media).pixels.numpy(), labels, first, classes)

@@ -47,8 +47,8 @@ def _palette() -> list[int]:
     colors = []
     for index in range(256):
         for channel in range(3):
-            bits = [index >> (3 * place + channel) & 1 for place in range(3)]
-            colors.append(sum(bit << (7 - place) for place, bit in enumerate(bits)))
+            bits = [index >> (3 * bit_index + channel) & 1 for bit_index in range(3)]
+            colors.append(sum(bit << (7 - bit_index) for bit_index, bit in enumerate(bits)))
     return colors
 
 

@@ -90,9 +90,9 @@ class FeatureCache:
 
     def _content(self, path: Path) -> str:
         try:
-            found = path.stat()
-            inode = found.st_ino - 2**64 if found.st_ino >= 2**63 else found.st_ino  # SQLite's integers are signed
-            stamp = (os.fsencode(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, inode)
+            status = path.stat()
+            inode = status.st_ino - 2**64 if status.st_ino >= 2**63 else status.st_ino  # SQLite's integers are signed
+            stamp = (os.fsencode(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode)
             row = self.known.execute(
                 "select size, mtime_ns, ctime_ns, inode, digest from contents_2 where path = ?", stamp[:1]
             ).fetchone()

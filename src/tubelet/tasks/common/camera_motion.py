@@ -99,13 +99,13 @@ def displacements(maps: Tensor) -> Tensor:
     tokens = F.normalize(maps, dim=-1).permute(0, 3, 1, 2)
     around = F.pad(tokens[1:], (reach,) * 4)
     there = F.pad(torch.ones(rows, columns), (reach,) * 4)
-    similarity, known = [], []
+    similarity, valid = [], []
     for dy in range(2 * reach + 1):
         for dx in range(2 * reach + 1):
-            place = (..., slice(dy, dy + rows), slice(dx, dx + columns))
-            similarity.append((tokens[:-1] * around[place]).sum(1).mean(0))
-            known.append(there[place])
-    sums, counts = (F.adaptive_avg_pool2d(torch.stack(x), CELLS) for x in (similarity, known))
+            window = (..., slice(dy, dy + rows), slice(dx, dx + columns))
+            similarity.append((tokens[:-1] * around[window]).sum(1).mean(0))
+            valid.append(there[window])
+    sums, counts = (F.adaptive_avg_pool2d(torch.stack(x), CELLS) for x in (similarity, valid))
     return (sums / counts.clamp(min=1e-6)).flatten()
 
 

@@ -240,12 +240,12 @@ def scores_of(mean: Tensor, labels: Tensor, allowed: Tensor | None = None) -> Sc
     """Scores of probabilities (n, K) against labels (n,); `allowed` (K,) are the classes of the second ranks."""
     K = mean.shape[1]
     mean = mean.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)  # a diverged head knows nothing
-    known = labels.clamp(max=K - 1)
+    clamped = labels.clamp(max=K - 1)
     answers = best_answers(mean, ANSWERS)
-    place = torch.where(labels < K, ranks(mean, known), UNKNOWN)
+    rank = torch.where(labels < K, ranks(mean, clamped), UNKNOWN)
     narrowed = mean if allowed is None else mean.masked_fill(~allowed, -torch.inf)
-    rank_allowed = torch.where(labels < K, ranks(narrowed, known), UNKNOWN)
-    return Scores(place, rank_allowed, answers, mean.gather(1, answers))
+    rank_allowed = torch.where(labels < K, ranks(narrowed, clamped), UNKNOWN)
+    return Scores(rank, rank_allowed, answers, mean.gather(1, answers))
 
 
 def join_scores(chunks: Sequence[Scores]) -> Scores:
@@ -256,5 +256,5 @@ def join_scores(chunks: Sequence[Scores]) -> Scores:
 
 def dataset_fingerprint(features: FeatureSet, labels: Tensor) -> str:
     """Thirty-two hexadecimal digits of the samples that a training sees, and of their labels."""
-    names = "".join(f"{place.parent.name}{place.stem}" for place in features.paths)
+    names = "".join(f"{path.parent.name}{path.stem}" for path in features.paths)
     return hashlib.blake2b(names.encode() + labels.numpy().tobytes(), digest_size=16).hexdigest()

@@ -70,20 +70,20 @@ def tracks_by_step(tracks: Tensor, visible: Tensor, frames_per_step: int, patch_
         frames_per_step: t.
         patch_size: pixels.
     """
-    seen = visible.unflatten(1, (-1, frames_per_step))
-    places = tracks.float().unflatten(1, (-1, frames_per_step)).mean(2) / patch_size
-    return StepTracks(places, seen.all(2), ~seen.any(2))
+    visible_frames = visible.unflatten(1, (-1, frames_per_step))
+    positions = tracks.float().unflatten(1, (-1, frames_per_step)).mean(2) / patch_size
+    return StepTracks(positions, visible_frames.all(2), ~visible_frames.any(2))
 
 
 def query_points(tracks: StepTracks) -> tuple[Tensor, Tensor]:
     """Each point's first visible step, for those that are also visible later: (Q,) numbers of points, (Q,) steps."""
     first = tracks.visible.int().argmax(1)
-    asked = (tracks.visible.sum(1) > 1).nonzero().squeeze(1)
-    return asked, first[asked]
+    queried = (tracks.visible.sum(1) > 1).nonzero().squeeze(1)
+    return queried, first[queried]
 
 
-def track_points(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
-    """Positions at every step of the tokens that are most similar to those at the queries.
+def track_points(features: Tensor, queries: Tensor, steps: Tensor) -> Tensor:
+    """Track query points: at every step, the position of the token that is most similar to each query.
 
     A query's feature is read bilinearly between token centers. The similarity is the cosine; around the most similar
     token of a step the maximum is refined by a parabola through it and its two neighbors, along columns and rows: no
@@ -91,20 +91,20 @@ def track_points(features: Tensor, places: Tensor, steps: Tensor) -> Tensor:
 
     Args:
         features: (S, H', W', D) float.
-        places: (Q, 2) x, y of the query_points in patches.
-        steps: (Q,) at which the query_points are.
+        queries: (Q, 2) x, y of the query points in patches.
+        steps: (Q,) time step of each query point.
 
     Returns:
         (Q, S, 2) x, y in patches.
     """
     S, rows, columns, D = features.shape
-    at = places / places.new_tensor([columns, rows]) * 2 - 1  # -1 and 1 are the view's edges
-    query = torch.empty(len(places), D)
+    at = queries / queries.new_tensor([columns, rows]) * 2 - 1  # -1 and 1 are the view's edges
+    query = torch.empty(len(queries), D)
     for step in steps.unique().tolist():
         here = steps == step
         image = features[step].permute(2, 0, 1).unsqueeze(0)
-        found = F.grid_sample(image, at[here].view(1, 1, -1, 2), padding_mode="border", align_corners=False)
-        query[here] = found[0, :, 0].T
+        positions = F.grid_sample(image, at[here].view(1, 1, -1, 2), padding_mode="border", align_corners=False)
+        query[here] = positions[0, :, 0].T
     tokens = F.normalize(features.flatten(0, 2), dim=-1)
     similarity = (F.normalize(query, dim=-1) @ tokens.T).view(-1, rows, columns)
     best = similarity.flatten(1).argmax(1)
@@ -132,12 +132,12 @@ def point_errors(features: Tensor, tracks: StepTracks) -> PointErrors:
         features: (S, H', W', D) float.
         tracks: of S steps.
     """
-    asked, first = query_points(tracks)
-    points = torch.arange(len(asked))
-    mine = tracks[asked]
-    start = mine.points[points, first]
+    queried, first = query_points(tracks)
+    points = torch.arange(len(queried))
+    queried_tracks = tracks[queried]
+    start = queried_tracks.points[points, first]
     predicted = track_points(features, start, first)
-    return _pairs(predicted, mine, start, first, (features.shape[1], features.shape[2]))
+    return _pairs(predicted, queried_tracks, start, first, (features.shape[1], features.shape[2]))
 
 
 def _pairs(predicted: Tensor, tracks: StepTracks, start: Tensor, first: Tensor, size: tuple[int, int]) -> PointErrors:

@@ -206,11 +206,11 @@ def _choose_units(sizes: Counter[int], count: int) -> set[int]:
         count: number of images.
     """
     chosen: set[int] = set()
-    found = 0
+    total = 0
     for unit, size in sizes.items():
-        if found < count and found + size <= 2 * count and len(chosen) < len(sizes) - 1:
+        if total < count and total + size <= 2 * count and len(chosen) < len(sizes) - 1:
             chosen.add(unit)
-            found += size
+            total += size
     return chosen or {min(sizes, key=sizes.__getitem__)}
 
 

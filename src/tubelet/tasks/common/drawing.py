@@ -27,7 +27,7 @@ def draw_tracks(frame: NDArray[np.uint8], tracks: Sequence[NDArray[np.floating]]
     image, times = enlarge(frame)
     pen = ImageDraw.Draw(image)
     for track in tracks:
-        line = [tuple(place) for place in (np.asarray(track) * times).tolist()]
+        line = [tuple(point) for point in (np.asarray(track) * times).tolist()]
         if len(line) > 1:
             pen.line(line, fill=(0, 0, 0), width=4, joint="curve")
             pen.line(line, fill=TRUE, width=2, joint="curve")
@@ -36,24 +36,24 @@ def draw_tracks(frame: NDArray[np.uint8], tracks: Sequence[NDArray[np.floating]]
 
 
 def draw_matches(
-    frame: NDArray[np.uint8], truth: NDArray[np.floating], found: NDArray[np.floating], right: NDArray[np.bool_]
+    frame: NDArray[np.uint8], truth: NDArray[np.floating], predicted: NDArray[np.floating], right: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
     """True positions of points (a white ring) and predicted ones (a dot, green where near enough).
 
     Args:
         frame: (H, W, 3).
         truth: (K, 2) x, y in pixels.
-        found: (K, 2).
+        predicted: (K, 2) x, y in pixels.
         right: (K,).
     """
     image, times = enlarge(frame)
     pen = ImageDraw.Draw(image)
-    for true, place, good in zip((truth * times).tolist(), (found * times).tolist(), right.tolist(), strict=True):
+    for true, point, good in zip((truth * times).tolist(), (predicted * times).tolist(), right.tolist(), strict=True):
         color = RIGHT if good else WRONG
-        pen.line([tuple(true), tuple(place)], fill=(0, 0, 0), width=4)
-        pen.line([tuple(true), tuple(place)], fill=color, width=2)
+        pen.line([tuple(true), tuple(point)], fill=(0, 0, 0), width=4)
+        pen.line([tuple(true), tuple(point)], fill=color, width=2)
         _ring(pen, tuple(true), TRUE)
-        x, y = place
+        x, y = point
         pen.ellipse([x - 5, y - 5, x + 5, y + 5], fill=color, outline=(0, 0, 0))
     return np.asarray(image)
 

@@ -171,11 +171,11 @@ def extract(
             encoded.add(waiting)
         done += encoded.flush()
     progress("encoding", done, len(sources))
-    kept = [number for number in range(len(sources)) if number not in bad]
-    if bad and not kept:
+    readable = [number for number in range(len(sources)) if number not in bad]
+    if bad and not readable:
         first = bad[min(bad)]
         raise DataError(f"{first.path}: {first.reason}; none of {len(bad)} files can be read")
-    return FeatureSet([sources[n] for n in kept], [paths[n] for n in kept], kept, list(bad.values()))
+    return FeatureSet([sources[n] for n in readable], [paths[n] for n in readable], readable, list(bad.values()))
 
 
 def _read_ahead(views_of: "_Views", workers: int, prefetch_mb: int) -> Iterator[Tensor | BadFile]:

@@ -182,8 +182,8 @@ def check_shape(pair: DenseSample, shape: tuple[int, int]) -> None:
 def _points(values: NDArray[Any], crop: Crop, ignored: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Places (P, 2) float32 and values (P,) of points of a crop; ignored ones only where it has no others."""
     part = values[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    known = np.flatnonzero(part != ignored)
-    chosen = known[rng.integers(len(known), size=POINTS_CACHED)] if len(known) else np.zeros(POINTS_CACHED, np.int64)
+    valid = np.flatnonzero(part != ignored)
+    chosen = valid[rng.integers(len(valid), size=POINTS_CACHED)] if len(valid) else np.zeros(POINTS_CACHED, np.int64)
     rows, columns = np.divmod(chosen, crop.width)
     across = (columns + 0.5) / crop.width
     at = np.stack([(rows + 0.5) / crop.height, 1 - across if crop.mirrored else across], axis=-1)
@@ -225,9 +225,9 @@ def interpolate(tokens: Tensor, grid: tuple[int, int], at: Tensor) -> Tensor:
     """
     (B, N, _), (h, w) = tokens.shape, grid
     last = torch.tensor([h - 1, w - 1])
-    place = (at * torch.tensor([h, w]) - 0.5).clamp(min=0).minimum(last)
-    first = place.floor()
-    share = place - first
+    position = (at * torch.tensor([h, w]) - 0.5).clamp(min=0).minimum(last)
+    first = position.floor()
+    share = position - first
     top, left = first.long().unbind(-1)
     bottom, right = (top + 1).clamp(max=h - 1), (left + 1).clamp(max=w - 1)
     down, across = share.unbind(-1)
@@ -311,7 +311,7 @@ class EpochSampler:
         n = len(self.images)
         for step in range(self.start, self.steps):
             paths = [divmod(i, n) for i in range(step * self.batch, (step + 1) * self.batch)]
-            yield [(number, self.images[self.order(number)[place]]) for number, place in paths]
+            yield [(number, self.images[self.order(number)[index]]) for number, index in paths]
 
 
 def extract_training_set(

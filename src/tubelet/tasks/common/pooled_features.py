@@ -123,7 +123,7 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
         TubeletError: if the file cannot be written.
     """
     width = features[0]["pooled"].shape[-1]
-    names = "".join(f"{place.parent.name}{place.stem}" for place in features.paths)
+    names = "".join(f"{media_path.parent.name}{media_path.stem}" for media_path in features.paths)
     path = folder / "tables" / f"{hashlib.blake2b(names.encode(), digest_size=16).hexdigest()}.f16"
     if not path.exists() or path.stat().st_size != 2 * len(features) * width:  # a machine's crash can empty a file
         loader: WorkerLoader[Tensor] = WorkerLoader(features, workers, batch_size=256, collate_fn=_rows)

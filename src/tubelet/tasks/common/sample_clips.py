@@ -141,8 +141,8 @@ def mean_log_depth(depth: Tensor, grid: Grid) -> Tensor:
         (B, N) float32.
     """
     patches = patchify(depth.unsqueeze(1), grid)
-    known = patches.isfinite() & (patches > 0)
-    return torch.where(known, patches, 1.0).log().sum(-1) / known.sum(-1)
+    valid = patches.isfinite() & (patches > 0)
+    return torch.where(valid, patches, 1.0).log().sum(-1) / valid.sum(-1)
 
 
 def iter_token_targets(
@@ -212,8 +212,8 @@ def crop_tracks(
     height, width = resize_shape(*shape, size)
     scale = torch.tensor([width / shape[1], height / shape[0]])
     margin = torch.tensor([(width - size) // 2, (height - size) // 2])
-    places = torch.from_numpy(tracks[:, middle]) * scale - margin
-    return places, torch.from_numpy(visible[:, middle]) & ((places >= 0) & (places < size)).all(-1)
+    points = torch.from_numpy(tracks[:, middle]) * scale - margin
+    return points, torch.from_numpy(visible[:, middle]) & ((points >= 0) & (points < size)).all(-1)
 
 
 @dataclass(frozen=True)
@@ -253,9 +253,9 @@ def iter_whole_clips(
         check_truth(entry, frames, truth, window)
         pixels = normalize(temporal_windows(frames, window, size).to(device), first.config.pixels)
         features = frozen_features(encoders, pixels, grid)
-        places, visible = crop_tracks(truth.tracks, truth.visible, truth.classes.shape[1:], window, size)
+        points, visible = crop_tracks(truth.tracks, truth.visible, truth.classes.shape[1:], window, size)
         yield WholeClip(
             {kind: x.view(-1, grid.h, grid.w, x.shape[-1]) for kind, x in features.items()},
-            tracks_by_step(places, visible, window // grid.t, first.config.patch_size),
+            tracks_by_step(points, visible, window // grid.t, first.config.patch_size),
             truth.motion,
         )

@@ -48,13 +48,13 @@ def boundary_accuracy(predicted: Masks, truth: Masks) -> NDArray[np.float64]:
         truth: (T, H, W).
     """
     radius = int(np.ceil(BOUNDARY_SHARE * np.hypot(*truth.shape[1:])))
-    mine, theirs = boundaries(predicted), boundaries(truth)
-    mine_count, their_count = mine.sum((1, 2)), theirs.sum((1, 2))
-    precision = (mine & dilate(theirs, radius)).sum((1, 2)) / np.maximum(mine_count, 1)
-    recall = (theirs & dilate(mine, radius)).sum((1, 2)) / np.maximum(their_count, 1)
+    predicted_edges, true_edges = boundaries(predicted), boundaries(truth)
+    predicted_count, true_count = predicted_edges.sum((1, 2)), true_edges.sum((1, 2))
+    precision = (predicted_edges & dilate(true_edges, radius)).sum((1, 2)) / np.maximum(predicted_count, 1)
+    recall = (true_edges & dilate(predicted_edges, radius)).sum((1, 2)) / np.maximum(true_count, 1)
     both = precision + recall
     scores = np.where(both > 0, 2 * precision * recall / np.where(both > 0, both, 1), 0.0)
-    return np.where((mine_count == 0) & (their_count == 0), 1.0, scores)
+    return np.where((predicted_count == 0) & (true_count == 0), 1.0, scores)
 
 
 def boundaries(masks: Masks) -> Masks:
@@ -120,6 +120,11 @@ def measure_objects(
     """
     result = []
     for number in range(1, objects + 1):
-        mine, theirs = predicted == number, truth == number
-        result.append((statistics(region_similarity(mine, theirs)), statistics(boundary_accuracy(mine, theirs))))
+        a, b = predicted == number, truth == number
+        result.append(
+            (
+                statistics(region_similarity(a, b)),
+                statistics(boundary_accuracy(a, b)),
+            )
+        )
     return result

@@ -251,8 +251,8 @@ def _matches(found: Floats, truth: Floats, overlap: float) -> NDArray[np.int64]:
     iou = _overlaps(found, truth)
     best = iou.argmax(1)
     hits = np.flatnonzero(iou[np.arange(len(best)), best] >= overlap)
-    known, first = np.unique(best[hits], return_index=True)
-    return np.stack([hits[first], known], 1)
+    matched_truth, first = np.unique(best[hits], return_index=True)
+    return np.stack([hits[first], matched_truth], 1)
 
 
 def _overlapping(spans: Floats) -> bool:
@@ -263,13 +263,13 @@ def _overlapping(spans: Floats) -> bool:
 
 def _edit_distance(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
     """Levenshtein's distance, a row of the table at a time."""
-    place = np.arange(len(b) + 1)
-    row = place.copy()
+    index = np.arange(len(b) + 1)
+    row = index.copy()
     for i, item in enumerate(a):
         replaced = row[:-1] + (b != item)
         best = np.minimum(replaced, row[1:] + 1)
         # Insertions: each cell is also at most the one before it plus 1.
-        row = np.minimum.accumulate(np.append(i + 1, best) - place) + place
+        row = np.minimum.accumulate(np.append(i + 1, best) - index) + index
     return int(row[-1])
 
 

@@ -44,8 +44,8 @@ class MetricSink(ABC):
             TubeletError: the file cannot be read or written.
         """
         path = self.run.path / f"{type(self).__module__.rpartition('.')[2]}_run_id.txt"
-        if path.exists() and (found := read_text(path).strip()):
-            return found
+        if path.exists() and (run_id := read_text(path).strip()):
+            return run_id
         made = make()
         write_atomically(path, made + "\n")
         return made

@@ -30,8 +30,8 @@ class MlflowSink(MetricSink):
         client = self.client
         assert client is not None
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "tubelet")
-        found = client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else client.create_experiment(name)
+        existing = client.get_experiment_by_name(name)
+        experiment = existing.experiment_id if existing else client.create_experiment(name)
         created: str = client.create_run(experiment, run_name=self.run.path.absolute().name).info.run_id
         for section, values in to_dict(self.run.config).items():
             client.log_param(created, section, str(values)[:6000])
