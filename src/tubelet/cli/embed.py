@@ -54,16 +54,16 @@ def _summary(made: "EmbedSummary", pruned: bool) -> str:
     """What a call did, in words; what did not occur is left out."""
     changed = f" and {made.changed} changed, whose rows were replaced" if made.changed else ""
     new = f"{made.new} new {made.entry}{'s' * (made.new != 1)}"
-    words = [f"{new}{changed} ({made.rows} clip{'s' * (made.rows != 1)})"]
+    clauses = [f"{new}{changed} ({made.rows} clip{'s' * (made.rows != 1)})"]
     if made.before:
-        words.append(f"{made.before} unchanged")
+        clauses.append(f"{made.before} unchanged")
     if made.gone:
-        words.append(f"{made.gone} gone ({'their rows were removed' if pruned else 'kept; --prune removes them'})")
+        clauses.append(f"{made.gone} gone ({'their rows were removed' if pruned else 'kept; --prune removes them'})")
     if made.bad:
         truncated = f" ({made.truncated} of them truncated, without rows)" if made.truncated else ""
-        words.append(f"{made.bad} bad {made.entry}{'s' * (made.bad != 1)}{truncated}")
+        clauses.append(f"{made.bad} bad {made.entry}{'s' * (made.bad != 1)}{truncated}")
     if made.short:
-        words.append(f"{made.short} too short for --fps, sampled at a higher rate")
+        clauses.append(f"{made.short} too short for --fps, sampled at a higher rate")
     if made.repeating:
-        words.append(f"{made.repeating} with fewer frames a second than --fps, which repeat")
-    return ", ".join(words)
+        clauses.append(f"{made.repeating} with fewer frames a second than --fps, which repeat")
+    return ", ".join(clauses)

@@ -77,20 +77,20 @@ class Predict(ConfigurableCommand):
                 [*files, source],
                 progress=progress,
             )
-        shown = made.media_predictions(None if self.settings.video else MOST_FILES)
+        predictions = made.media_predictions(None if self.settings.video else MOST_FILES)
         if self.settings.video:
             with files_progress(console) as progress:
-                shown, _ = draw_videos(shown, made.media, self.out / "videos", made.classes, progress)
-        write_predictions_page(shown[:MOST_FILES], page, made.classes)
-        if any(each.labels and each.duration_s for each in shown):
-            draw_ethogram(shown[:MOST_FILES], self.out / "ethogram.png", made.classes)
+                predictions, _ = draw_videos(predictions, made.media, self.out / "videos", made.classes, progress)
+        write_predictions_page(predictions[:MOST_FILES], page, made.classes)
+        if any(each.labels and each.duration_s for each in predictions):
+            draw_ethogram(predictions[:MOST_FILES], self.out / "ethogram.png", made.classes)
         for line in summary_lines(made, page):
             print_wrapped(console, line)
         for name, head in heads.items():
             print_wrapped(console, f"{escape_filename(name)}: {trust_sentence(head.spec.scores)}")
 
 
-def split_heads(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_heads(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Head files and sources among the arguments.
 
     Raises:
@@ -98,12 +98,12 @@ def split_heads(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     from tubelet.data.storage import suffix_of  # imports fsspec, which --help has no use for
 
-    files = [word for word in words if suffix_of(word) == HEAD_SUFFIX]
-    sources = [word for word in words if suffix_of(word) != HEAD_SUFFIX]
+    files = [argument for argument in arguments if suffix_of(argument) == HEAD_SUFFIX]
+    sources = [argument for argument in arguments if suffix_of(argument) != HEAD_SUFFIX]
     if not files:
         raise ConfigError(
-            f"no head among the arguments ({', '.join(words)[:200]}); pass the head file of `tubelet fit`, which ends "
-            f"in {HEAD_SUFFIX}"
+            f"no head among the arguments ({', '.join(arguments)[:200]}); pass the head file of `tubelet fit`, which "
+            f"ends in {HEAD_SUFFIX}"
         )
     if not sources:
         raise ConfigError("no source among the arguments; pass the videos or images too: a folder, a file, or a glob")
@@ -123,5 +123,5 @@ def summary_lines(made: "PredictSummary", page: Path) -> list[str]:
     ignored = f"; {made.ignored} images ignored, since a head takes videos" if made.ignored else ""
     files = f"{made.files} {entries}{before}{changed}; {len(made.bad_files)} bad {entries}{truncated}{ignored}"
     more = made.files - len(made.bad_files) - MOST_FILES
-    shown = f" (its first {MOST_FILES} {entries})" if more > 0 else ""
-    return [*lines, files, f"{escape_filename(str(page))}{shown}"]
+    limit = f" (its first {MOST_FILES} {entries})" if more > 0 else ""
+    return [*lines, files, f"{escape_filename(str(page))}{limit}"]

@@ -111,8 +111,8 @@ _OTHER_FILE = r"(?i)[^/]\.[a-z][a-z0-9_]{0,9}$"
 
 
 def _matches(paths: pa.Array, pattern: str) -> np.ndarray:
-    found = pc.fill_null(pc.match_substring_regex(paths, pattern), False)
-    return found.to_numpy(zero_copy_only=False)
+    matches = pc.fill_null(pc.match_substring_regex(paths, pattern), False)
+    return matches.to_numpy(zero_copy_only=False)
 
 
 def parse_list(name: str, data: bytes, existing: Existing) -> PathList:
@@ -145,7 +145,7 @@ def parse_list(name: str, data: bytes, existing: Existing) -> PathList:
 def warn_of_misnamed_columns(name: str, header: Sequence[str]) -> None:
     """Warn of columns of a list that are not used, but have almost the name of one that would be."""
     for column in header:
-        hint = nearest(column, [known for known in ROW_COLUMNS if known not in header])
+        hint = nearest(column, [similar for similar in ROW_COLUMNS if similar not in header])
         if hint and column not in (*ROW_COLUMNS, *_NOT_MISNAMED):
             logger.warning("%s: column %s is not used%s", *map(escape_unprintable, (name, column)), hint)
 
@@ -169,8 +169,8 @@ def _lines(name: str, text: str) -> tuple[pa.Array, np.ndarray]:
             "write one file per line"
         )
     lines = pc.utf8_trim_whitespace(pc.utf8_trim(lines, characters="\ufeff"))
-    shown = pc.greater(pc.binary_length(lines), 0)
-    return lines.filter(shown), np.flatnonzero(shown.to_numpy(zero_copy_only=False)) + 1
+    nonempty = pc.greater(pc.binary_length(lines), 0)
+    return lines.filter(nonempty), np.flatnonzero(nonempty.to_numpy(zero_copy_only=False)) + 1
 
 
 def _interpretations(text: str, lines: pa.Array, numbers: np.ndarray) -> list[_Interpretation]:
@@ -199,9 +199,9 @@ def _interpret(
     elif kind == "path":
         yield _split_at_path(lines, numbers, separator)
     elif kind == "after":
-        found = pc.extract_regex(lines, rf'^"?(?P<rest>\d+)"?\s*{re.escape(separator)}\s*"?(?P<path>[^"\s].*?)"?$')
+        fields = pc.extract_regex(lines, rf'^"?(?P<rest>\d+)"?\s*{re.escape(separator)}\s*"?(?P<path>[^"\s].*?)"?$')
         form = f"a number, {SEPARATORS[separator]}, and a path, which may contain them too; no header"
-        own = [pc.struct_field(found, name) for name in ("path", "rest")]
+        own = [pc.struct_field(fields, name) for name in ("path", "rest")]
         yield _Interpretation(own[0], own[1], numbers, form, "has no path", named=False)
     else:
         yield from _tables(text, lines, numbers, separator, first=kind == "first", cut_off=end < len(text))
@@ -232,28 +232,28 @@ def _tables(
         more = np.flatnonzero(counts[1:] > len(header))
         too_long = {int(row): int(counts[row + 1]) for row in more if _has_more(cells[int(row) + 1], len(header))}
 
-    def column(place: int) -> pa.Array:
-        values = columns[place] if columns is not None else _column(cells, counts, place)
+    def column(index: int) -> pa.Array:
+        values = columns[index] if columns is not None else _column(cells, counts, index)
         values = pc.utf8_trim_whitespace(values)
         return pc.if_else(pc.equal(pc.binary_length(values), 0), pa.scalar(None, _TEXT), values)
 
     form = f"columns separated by {SEPARATORS[separator]}"
     header = [cell.strip("\ufeff \t").lower() for cell in header]
-    if (place := path_column(header)) is not None:
+    if (index := path_column(header)) is not None:
         if first:
             label = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
             labels = None if label is None else column(label)[1:]
-            form = f"{form}, the paths in the one that the header names {header[place]!r}"
-            missing = f"has no path in column {place + 1}"
+            form = f"{form}, the paths in the one that the header names {header[index]!r}"
+            missing = f"has no path in column {index + 1}"
             values = {name: column(header.index(name))[1:] for name in ROW_COLUMNS if name in header}
-            paths = column(place)[1:]
+            paths = column(index)[1:]
             yield _Interpretation(paths, labels, numbers[1:], form, missing, True, values, separator != ",", too_long)
         return
-    for place in [0] if first else range(1, width):
-        labels = column(1 - place) if width == 2 and place < 2 else None
-        missing = f"has no path in column {place + 1}"
-        where = f"{form}, the paths in number {place + 1} of {width}, no header"
-        yield _Interpretation(column(place), labels, numbers, where, missing, named=False)
+    for index in [0] if first else range(1, width):
+        labels = column(1 - index) if width == 2 and index < 2 else None
+        missing = f"has no path in column {index + 1}"
+        where = f"{form}, the paths in number {index + 1} of {width}, no header"
+        yield _Interpretation(column(index), labels, numbers, where, missing, named=False)
 
 
 def _by_csv(text: str, count: int, separator: str) -> list[pa.Array] | None:
@@ -272,9 +272,9 @@ def _by_csv(text: str, count: int, separator: str) -> list[pa.Array] | None:
         )
     except (pa.ArrowException, ValueError):
         return None
-    found = [pa.concat_arrays(column.chunks) for column in table.columns] if len(table) == count else None
+    arrays = [pa.concat_arrays(column.chunks) for column in table.columns] if len(table) == count else None
     # A quote that remains in a cell did not enclose it.
-    return None if found is None or any(pc.any(pc.match_substring(c, '"')).as_py() for c in found) else found
+    return None if arrays is None or any(pc.any(pc.match_substring(c, '"')).as_py() for c in arrays) else arrays
 
 
 def _rows(text: str, separator: str, cut_off: bool) -> tuple[list[list[str]], list[int]]:
@@ -295,10 +295,10 @@ def _rows(text: str, separator: str, cut_off: bool) -> tuple[list[list[str]], li
     return rows, numbers
 
 
-def _column(cells: pa.Array, counts: np.ndarray, place: int) -> pa.Array:
+def _column(cells: pa.Array, counts: np.ndarray, index: int) -> pa.Array:
     """One column, null where a row is too short."""
-    starts = cells.offsets.to_numpy()[:-1] + place
-    short = counts <= place
+    starts = cells.offsets.to_numpy()[:-1] + index
+    short = counts <= index
     return cells.values.take(pa.array(starts, mask=short) if short.any() else pa.array(starts))
 
 
@@ -311,17 +311,17 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Int
     """The list as lines whose paths contain the separator too; they end with the last media suffix before one."""
     mark = r"[ \t]+" if separator == " " else rf"\s*{re.escape(separator)}\s*"
     header = [cell.strip('" ') for cell in re.split(mark, lines[0].as_py().lower())]
-    words = SEPARATORS[separator]
-    if (place := path_column(header)) is not None and len(header) > 1:
+    separator_name = SEPARATORS[separator]
+    if (index := path_column(header)) is not None and len(header) > 1:
         label = next((header.index(name) for name in LABEL_COLUMNS if name in header), -1)
         cell = rf"[^{re.escape(separator[0])}]*"
         columns = {header.index(name): name for name in ROW_COLUMNS if name in header}
-        names = ["path" if i == place else "rest" if i == label else columns.get(i, "") for i in range(len(header))]
+        names = ["path" if i == index else "rest" if i == label else columns.get(i, "") for i in range(len(header))]
         cells = [f"(?P<{name}>{'.*' if name == 'path' else cell})" if name else cell for name in names]
         found = pc.extract_regex(lines[1:], f"^{mark.join(cells)}$")
         rest = pc.struct_field(found, "rest") if label >= 0 else None
-        form = f"columns separated by {words}, which paths contain too, below a header"
-        missing = f"has no path in column {place + 1}"
+        form = f"columns separated by {separator_name}, which paths contain too, below a header"
+        missing = f"has no path in column {index + 1}"
         values = {name: pc.struct_field(found, name) for name in columns.values()}
         rows = (pc.struct_field(found, "path"), rest, numbers[1:], form, missing, True, values)
         return _Interpretation(*rows, separator != ",")
@@ -340,7 +340,7 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Int
             own[0] = pc.replace_substring(own[0], '""', '"')
         paths, rest = (pc.replace_with_mask(before, left, now) for before, now in zip((paths, rest), own, strict=True))
     rest = pc.utf8_trim(rest, characters='" \t')
-    form = f"paths, and what follows them after {words}, which paths contain too; no header"
+    form = f"paths, and what follows them after {separator_name}, which paths contain too; no header"
     return _Interpretation(paths, rest, numbers, form, "has no path", named=False)
 
 
@@ -354,8 +354,8 @@ def _choose(interpretations: Sequence[_Interpretation], existing: Existing) -> _
     distinct = [one for i, one in enumerate(best_ones) if not any(one.paths.equals(o.paths) for o in best_ones[:i])]
     best = distinct[0]
     if len(distinct) > 1:
-        found = [existing(_samples(one, distinct)) for one in distinct]
-        best = distinct[found.index(max(found))]
+        existing_counts = [existing(_samples(one, distinct)) for one in distinct]
+        best = distinct[existing_counts.index(max(existing_counts))]
     same = (one for one in best_ones if one.paths.equals(best.paths))
     return next((one for one in same if one.labels is not None), best)
 
@@ -429,10 +429,10 @@ def _by_arrow(lines: pa.Array) -> dict[str, pa.Array] | None:
         )
     except (pa.ArrowException, ValueError):
         return None
-    found = {column: pa.concat_arrays(table[column].chunks) for column in (key, *columns)}
-    paths = found.pop(key)
+    arrays = {column: pa.concat_arrays(table[column].chunks) for column in (key, *columns)}
+    paths = arrays.pop(key)
     empty = pc.any(pc.equal(pc.binary_length(pc.utf8_trim_whitespace(paths)), 0)).as_py()
-    return None if len(paths) != len(lines) or paths.null_count or empty else {"path": paths, **found}
+    return None if len(paths) != len(lines) or paths.null_count or empty else {"path": paths, **arrays}
 
 
 def _row_of(name: str, number: int, line: str) -> dict[str, Any]:

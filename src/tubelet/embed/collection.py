@@ -121,11 +121,11 @@ def _embed(
     """Encode the clips that the table lacks; `total` counts all files."""
     config = clips.config
     table.drop(clips.changed | clips.gone if config.prune else clips.changed)
-    ended = before = total - clips.remaining()
+    finished = before = total - clips.remaining()
     bad: list[BadFile] = []
     made: Counter[str] = Counter()  # rows of each file and span
     noted: Counter[str] = Counter()
-    progress(ended, total)
+    progress(finished, total)
     try:
         for batch in clip_loader(clips):
             made.update(row["key"] for row in batch.rows)
@@ -142,8 +142,8 @@ def _embed(
                 bad.append(file)
                 logger.warning("bad file %s", file)
             noted.update(name for row in batch.rows for name in ("short", "repeating") if row.get(name))
-            ended += batch.ended
-            progress(ended, total)
+            finished += batch.ended
+            progress(finished, total)
             check_failed_fraction(bad, total, config.max_failed_fraction)
     finally:  # computed rows are kept after any error, except those of truncated files
         names = {escape_filename(file.path) for file in bad}
@@ -154,12 +154,12 @@ def _embed(
         except RuntimeError:  # the death of a worker is raised once, possibly here
             _write(table, truncated, listed)
             raise
-    kept = sum(count for key, count in made.items() if key not in truncated)
+    complete = sum(count for key, count in made.items() if key not in truncated)
     changed = clips.changed - names
     return EmbedSummary(
         files=total,
         entry=clips.entry,
-        rows=kept,
+        rows=complete,
         new=total - before - len(changed) - len(names),
         before=before,
         changed=len(changed),

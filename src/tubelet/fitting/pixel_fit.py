@@ -183,11 +183,11 @@ def rows_by_name(table: LabelTable, samples: Sequence[DenseSample]) -> dict[str,
 
 def placed_features(model: Backbone, levels: Sequence[int]) -> TokenFeatures:
     """What heads see of a token: the levels of an encoder, and the position in the window."""
-    found = level_features(model, levels)
+    features = level_features(model, levels)
     return TokenFeatures(
-        width=found.width + POSITION_CHANNELS,
-        encode=partial(_encode_placed, encode=found.encode),
-        recipe={**found.recipe, "positions": True},
+        width=features.width + POSITION_CHANNELS,
+        encode=partial(_encode_placed, encode=features.encode),
+        recipe={**features.recipe, "positions": True},
     )
 
 
@@ -250,7 +250,7 @@ def score_splits(
         TubeletError: if files cannot be read, or no held-out image has a pixel that counts.
     """
     evaluation = evaluation_context(context, objective, features)
-    found: list[Tensor] = []
+    scores: list[Tensor] = []
     rows: list[int] = []
     worst: list[tuple[float, int, Map, Map, Any]] = []
     bad: dict[str, BadFile] = {}
@@ -272,29 +272,29 @@ def score_splits(
             partial(sliding_windows, size=size),
         )
         bad |= {file.path: file for file in (*crops.features.bad_files, *windows.bad_files)}
-        kept = [int(held_out[index]) for index in windows.indices]
+        selected = [int(held_out[index]) for index in windows.indices]
         tests = iter_test_set(
-            windows.paths, [samples[row] for row in kept], dataset.load_target, context.config.workers
+            windows.paths, [samples[row] for row in selected], dataset.load_target, context.config.workers
         )
-        for done, (row, (tokens, truth)) in enumerate(zip(kept, tests, strict=True), 1):
+        for done, (row, (tokens, truth)) in enumerate(zip(selected, tests, strict=True), 1):
             shape = (truth.shape[0], truth.shape[1])
             predicted = objective.predict(tokens.to(context.model.device), head.head, dataset, size, shape)
             statistics = objective.statistics(predicted, truth, dataset)
-            context.progress("testing", done, len(kept))
+            context.progress("testing", done, len(selected))
             if statistics is None:
                 without_truth += 1
                 continue
-            found.append(statistics)
+            scores.append(statistics)
             rows.append(row)
             heapq.heappush(worst, (objective.badness(statistics), -row, predicted, truth, dataset))
             if len(worst) > FIGURES:
                 heapq.heappop(worst)
-    if not found:
+    if not scores:
         raise DataError(
             f"{context.table.path}: no held-out image has a pixel that counts; check the masks or depth maps"
         )
     return PixelScores(
-        statistics=torch.stack(found),
+        statistics=torch.stack(scores),
         rows=np.array(rows, np.int64),
         worst=[(-row, *rest) for _, row, *rest in sorted(worst, key=lambda item: (-item[0], -item[1]))],
         head=head,
@@ -304,8 +304,8 @@ def score_splits(
     )
 
 
-def _select(units: NDArray[np.int64], kept: list[int]) -> list[int]:
-    return [int(units[index]) for index in kept]
+def _select(units: NDArray[np.int64], selected: list[int]) -> list[int]:
+    return [int(units[index]) for index in selected]
 
 
 def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[str, ...]) -> tuple[Head, FitResult]:
@@ -373,24 +373,24 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
 
 def _baselines(context: FitContext, objective: PixelObjective, inputs: PixelInputs) -> list[ModelMetrics]:
     """The metrics of the baselines on the same held-out images."""
-    found = [ModelMetrics(model=objective.constant, metrics=_measure_constant(context, objective, inputs))]
-    twin = random_init_like(context.model, context.config.seed)
+    baselines = [ModelMetrics(model=objective.constant, metrics=_measure_constant(context, objective, inputs))]
+    random_model = random_init_like(context.model, context.config.seed)
     for name, model, features in (
         ("linear head on pixels", context.model, patch_colors(context.model.config.channels)),
-        ("random weights", twin, placed_features(twin, context.head_input.levels)),
+        ("random weights", random_model, placed_features(random_model, context.head_input.levels)),
     ):
         cache = context.cache if model is context.model else FeatureCache(context.cache.folder.parent, model)
         scores = score_splits(replace(context, model=model, cache=cache), objective, inputs, features)
         metrics = objective.measure(scores.statistics, inputs.units[scores.rows])
-        found.append(ModelMetrics(model=name, metrics=metrics))
-    return found
+        baselines.append(ModelMetrics(model=name, metrics=metrics))
+    return baselines
 
 
 def _measure_constant(
     context: FitContext, objective: PixelObjective, inputs: PixelInputs
 ) -> tuple[MetricInterval, ...]:
     """The metrics of the baseline that knows nothing but positions."""
-    found, rows = [], []
+    scores, rows = [], []
     for train, held_out in context.splits:
         dataset: DenseDataset = objective.dataset(context.table, inputs.samples, train)
         constant = objective.fit_constant(dataset, [inputs.samples[row] for row in train], context.progress)
@@ -398,9 +398,9 @@ def _measure_constant(
             truth = dataset.load_target(inputs.samples[row])  # type: ignore[attr-defined]
             statistics = objective.statistics(constant((truth.shape[0], truth.shape[1])), truth, dataset)
             if statistics is not None:
-                found.append(statistics)
+                scores.append(statistics)
                 rows.append(row)
-    return objective.measure(torch.stack(found), inputs.units[np.array(rows)])
+    return objective.measure(torch.stack(scores), inputs.units[np.array(rows)])
 
 
 def _curve(
@@ -458,9 +458,9 @@ def _head(
 
 def pixel_input(context: FitContext) -> HeadInput:
     """The input of a head on pixels: single frames, one in each time step of a video, and all of their tokens."""
-    found = context.head_input
-    stride_s = context.config.stride_s or context.model.config.tubelet_size / found.fps
-    return replace(found, frames=1, stride_s=stride_s, cells=0)
+    head_input = context.head_input
+    stride_s = context.config.stride_s or context.model.config.tubelet_size / head_input.fps
+    return replace(head_input, frames=1, stride_s=stride_s, cells=0)
 
 
 def _protocol(context: FitContext, scores: PixelScores, head: TrainedHead, size: int) -> str:

@@ -356,8 +356,8 @@ def load_head(path: str | Path, device: torch.device | str = "cpu", **hub: Any) 
     path = resolve_head(path, **hub)
     tensors, header = read_safetensors(path, _REMEDY)
     if header.get("format") not in (FORMAT, FORMAT_2):
-        found = header.get("format", "no head")
-        problem = f"its format is {found!r:.60}, expected {FORMAT!r} or {FORMAT_2!r}"
+        stored_format = header.get("format", "no head")
+        problem = f"its format is {stored_format!r:.60}, expected {FORMAT!r} or {FORMAT_2!r}"
         raise file_error(path, problem, _REMEDY, CheckpointError)
     spec: HeadSpec = from_dict(HeadSpec, parse_json(header.get("head", ""), path, dict[str, Any], _REMEDY), str(path))
     novelty = NoveltyModel.empty_like(tensors) if "novelty.mean" in tensors else None

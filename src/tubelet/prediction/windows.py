@@ -250,8 +250,8 @@ def decode_windows(
         end += repeats
         while ahead is not None and ahead[0].times[-1] <= times[end - 1]:
             window, stretched = ahead
-            places = np.searchsorted(times, window.times) - (end - len(buffer))
-            yield window, stretched, torch.cat([buffer[place] for place in places], dim=2)
+            indices = np.searchsorted(times, window.times) - (end - len(buffer))
+            yield window, stretched, torch.cat([buffer[index] for index in indices], dim=2)
             ahead = next(windows, None)
             while ahead is not None and buffer and times[end - len(buffer)] < ahead[0].times[0]:
                 buffer.popleft()
@@ -268,8 +268,8 @@ def _video_squares(video: FrameReader, layout: WindowLayout, file: SourceFile) -
     file = replace(file, windows=len(times))
     done = 0
     for image, _, repeats in video.scan(times + file.start_s):
-        shown = list(islice(windows, repeats))
-        yield from _squares(torch.from_numpy(np.ascontiguousarray(image)), layout, file, shown, done)
+        repeated = list(islice(windows, repeats))
+        yield from _squares(torch.from_numpy(np.ascontiguousarray(image)), layout, file, repeated, done)
         done += repeats
 
 

@@ -133,8 +133,8 @@ def read_inputs(
     stacked = torch.stack([pixels for pixels, _ in batch])
     if stacked.is_floating_point() and not pixel_format.normalized:
         stacked = normalize_fractions(stacked, config.pixels)
-    known = [times for _, times in batch if times is not None]
-    return InputBatch(stacked, torch.stack(known) if len(known) == len(batch) else None)
+    spans = [times for _, times in batch if times is not None]
+    return InputBatch(stacked, torch.stack(spans) if len(spans) == len(batch) else None)
 
 
 Clip = tuple[Tensor, Tensor | None]
@@ -173,8 +173,8 @@ def _clips_of_list(x: Sequence[Any], config: ModelConfig, sampling: Sampling, pi
         return [clip for (clip,) in clips]
     frames, seconds = zip(*map(unpack_frames, x), strict=True)
     pixels = stack_images(frames, config, pixel_format)
-    known = [time for time in seconds if time is not None]
-    times = torch.stack(known) if len(known) == len(frames) else None
+    given = [time for time in seconds if time is not None]
+    times = torch.stack(given) if len(given) == len(frames) else None
     times = _in_memory_times(1, len(frames), sampling, times)
     return [(pixels, None if times is None else times[0])]
 
@@ -188,9 +188,9 @@ def _read_file(path: str | Path, config: ModelConfig, sampling: Sampling) -> tup
             raise DataError(
                 f"{path}: is a folder, expected a video or an image; `tubelet embed` encodes all of a folder"
             )
-        known = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
+        suffixes = " ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
         raise DataError(
-            f"{path}: expected a video or an image ({known}); pass names of released models to tubelet.load"
+            f"{path}: expected a video or an image ({suffixes}); pass names of released models to tubelet.load"
         )
     with open_frames(path, statistics, sampling.fps or sampling.native_fps) as video:
         warn_of_repeats(video.info, sampling.fps or sampling.native_fps)

@@ -167,19 +167,19 @@ def image_windows(image: Tensor, size: int) -> Tensor:
 def sum_of_losses(outputs: Tensor, values: Tensor) -> Tensor:
     """Mean cross-entropy over rows not ignored, summed over the heads: (R, S, K) and (R,) uint8 -> scalar."""
     R, S, K = outputs.shape
-    known = values != IGNORED
+    valid = values != IGNORED
     targets = values.long().unsqueeze(1).expand(R, S).flatten()
     total = F.cross_entropy(outputs.view(R * S, K), targets, ignore_index=IGNORED, reduction="sum")
-    return total / known.sum().clamp(min=1)
+    return total / valid.sum().clamp(min=1)
 
 
 def accumulate(outputs: Tensor, values: Tensor) -> Tensor:
     """(S, 2): each head's sum of cross-entropies, and the number of rows."""
-    known = values != IGNORED
-    targets = values[known].long()
+    valid = values != IGNORED
+    targets = values[valid].long()
     wide = accumulation_dtype(outputs.device)
-    sums = [F.cross_entropy(outputs[known, s].to(wide), targets, reduction="sum") for s in range(outputs.shape[1])]
-    return torch.stack([torch.stack(sums), known.sum().to(wide).expand(len(sums))], dim=1)
+    sums = [F.cross_entropy(outputs[valid, s].to(wide), targets, reduction="sum") for s in range(outputs.shape[1])]
+    return torch.stack([torch.stack(sums), valid.sum().to(wide).expand(len(sums))], dim=1)
 
 
 def held_out_scores(sums: Tensor) -> list[float]:
@@ -226,8 +226,8 @@ def merge_windows(maps: Tensor, size: int, shape: tuple[int, int]) -> Tensor:
     height, width = resize_shape(*shape, size)
     total = torch.zeros(maps.shape[1], height, width, device=maps.device)
     count = torch.zeros(height, width, device=maps.device)
-    places = [(top, left) for top in window_starts(height, size) for left in window_starts(width, size)]
-    for (top, left), window in zip(places, maps, strict=True):
+    origins = [(top, left) for top in window_starts(height, size) for left in window_starts(width, size)]
+    for (top, left), window in zip(origins, maps, strict=True):
         rows, columns = slice(top, top + size), slice(left, left + size)
         total[:, rows, columns] += _to_size(window, (size, size))
         count[rows, columns] += 1
@@ -286,9 +286,13 @@ def score(
     if not int(counts.sum()):
         raise DataError("no pixel of the test split is labeled; check the annotations")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
-    shown = tuple(sorted({int(k) for _, _, *maps in ranked for one in maps for k in np.unique(one)} - {IGNORED}))
-    examples = [_example(samples[n], -value, predicted, truth, labels, shown) for value, n, predicted, truth in ranked]
-    return SegmentationScores(counts, shown, examples)
+    class_indices = tuple(
+        sorted({int(k) for _, _, *maps in ranked for one in maps for k in np.unique(one)} - {IGNORED})
+    )
+    examples = [
+        _example(samples[n], -value, predicted, truth, labels, class_indices) for value, n, predicted, truth in ranked
+    ]
+    return SegmentationScores(counts, class_indices, examples)
 
 
 def iter_predictions(
@@ -313,8 +317,8 @@ def iter_predictions(
 
 def image_confusion(predicted: NDArray[np.uint8], truth: NDArray[Any], classes: int) -> Tensor:
     """(K, K) int64 pixels of an image, truth by prediction, without those that are ignored."""
-    known = truth != IGNORED
-    return confusion(_indices(predicted[known]), _indices(truth[known]), classes)
+    valid = truth != IGNORED
+    return confusion(_indices(predicted[valid]), _indices(truth[valid]), classes)
 
 
 def _indices(classes: NDArray[Any]) -> Tensor:
@@ -327,7 +331,7 @@ def _example(
     predicted: NDArray[np.uint8],
     truth: NDArray[Any],
     labels: SegmentationDataset,
-    shown: tuple[int, ...],
+    class_indices: tuple[int, ...],
 ) -> Example:
     present = [labels.classes[k] for k in np.unique(truth[truth != IGNORED])]
     return Example(
@@ -335,8 +339,8 @@ def _example(
         score=100 * score,
         images={
             "image": pair.show_image(),
-            "truth": color_classes(truth, shown),
-            "prediction": color_classes(predicted, shown),
+            "truth": color_classes(truth, class_indices),
+            "prediction": color_classes(predicted, class_indices),
             "wrong in red": color_errors(predicted, truth, IGNORED),
         },
         note=f"holds {', '.join(present[:6])}" + (f" and {len(present) - 6} more" if len(present) > 6 else ""),

@@ -385,10 +385,10 @@ class Trainer:
         if problem:
             raise TrainingError(problem + (f"; {newest} is written" if newest else ""))
         if stop:
-            kept = f"{newest} is written" if newest else "no checkpoint is written"
+            written = f"{newest} is written" if newest else "no checkpoint is written"
             again = shlex.join(["tubelet", "train", "--out", str(self.out), "--resume"])
             raise InterruptedRunError(
-                f"{stop.name}: stopped after step {step} of {steps}; {kept}, continue with: {again}", stop
+                f"{stop.name}: stopped after step {step} of {steps}; {written}, continue with: {again}", stop
             )
         if newest is None:
             raise TrainingError("the run has no steps")
