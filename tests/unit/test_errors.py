@@ -6,9 +6,13 @@ import pickle
 from pathlib import Path
 
 import pytest
+from huggingface_hub import file_download
 
 import tubelet
+from tests.helpers.commands import run_tubelet
 from tubelet import errors
+from tubelet.checkpoint import registry
+from tubelet.cli import COMMANDS
 from tubelet.config import OptimConfig
 from tubelet.errors import DecodeError, FileError, TubeletError
 from tubelet.io.files import atomic_write, directory_lock, file_errors
@@ -106,3 +110,45 @@ def test_public_names_are_found_and_others_are_not():
         assert getattr(tubelet, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = tubelet.nothing
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "search . none.mp4",
+        "search none a.mp4",
+        "search . a man",
+        "embed none --model x --out o",
+        "view none --model x",
+        "map none",
+        "map . --labels none",
+        "explain none",
+        "stats none --out o",
+        "shard none --out o",
+        "fit none --model x --out o",
+        "predict head.safetensors none --out o",
+        "predict none.safetensors . --out o",
+        "evaluate x --data none",
+        "report none",
+        "train none --out o",
+        "cooldown none --out o",
+    ],
+)
+def test_a_missing_path_is_reported_before_anything_is_loaded(line, tmp_path, monkeypatch):
+    name, *words = line.replace("a man", "a_man").split()
+    words = [word.replace("_", " ") for word in words]
+    for file in ("a.mp4", "head.safetensors"):
+        (tmp_path / file).touch()
+    monkeypatch.setattr(COMMANDS[name], "run", lambda self: pytest.fail("was run"))
+    done = run_tubelet(name, *words, cwd=tmp_path)
+    assert done.returncode == 1 and ": no such file" in done.stderr, done.stderr
+
+
+def test_a_download_without_a_network_is_one_error(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("TUBELET_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(registry, "RELEASE_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
+    with pytest.raises(TubeletError, match=r"could not be downloaded: .*refused"):
+        load("vjepa2.1-vitb16-384")
+    assert not caplog.records and not list(tmp_path.rglob("*.partial"))

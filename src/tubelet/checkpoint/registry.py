@@ -1,8 +1,11 @@
 """From a name to a file on this machine: paths, released names, and repositories of the Hugging Face Hub."""
 
 import hashlib
+import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -103,7 +106,8 @@ def resolve_head(what: str | Path, **hub: Any) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(named[1], named[2], **hub))
+        with _one_error():
+            return Path(hf_hub_download(named[1], named[2], **hub))
     except Exception as error:  # network, repository, permissions: several classes, which change with the version
         raise MissingFileError(
             f"{what}: no such file, and the Hub has no head of this name ({first_line(error)}); check the name, the "
@@ -132,11 +136,13 @@ def download(url: str, target: Path) -> None:
     with FileLock(target.with_name(target.name + ".lock")):
         if target.is_file():  # another process has downloaded it
             return
-        with partial.open("ab") as file:
-            try:
+        try:
+            with partial.open("ab") as file:
                 _fetch(url, file, target.name)
-            except Exception as error:  # the HTTP library of huggingface_hub changes with its version
-                raise OSError(first_line(error)) from error
+        except Exception as error:  # the HTTP library of huggingface_hub changes with its version
+            if not partial.stat().st_size:
+                partial.unlink()
+            raise OSError(first_line(error)) from error
         partial.replace(target)
 
 
@@ -146,7 +152,8 @@ def _fetch(url: str, file: BinaryIO, name: str) -> None:
 
     begin = file.tell()
     try:
-        http_get(url, file, resume_size=begin, displayed_filename=name)
+        with _one_error():
+            http_get(url, file, resume_size=begin, displayed_filename=name)
     except Exception as error:
         response: Any = getattr(error, "response", None)
         if response is None or response.status_code != 416:
@@ -155,6 +162,18 @@ def _fetch(url: str, file: BinaryIO, name: str) -> None:
         if response.headers.get("Content-Range") != f"bytes */{begin}":
             file.truncate(0)
             http_get(url, file, displayed_filename=name)
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """Leave out what `huggingface_hub` logs of each attempt: the last one raises an error."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _released(name: str, local_only: bool) -> Path:
@@ -183,7 +202,8 @@ def _from_hub(repository: str, **hub: Any) -> Path:
     try:
         # Weights and config only: no pickles, no code.
         wanted, heads = ["config.json", "*.safetensors"], [f"{HEADS_FOLDER}/*"]
-        return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=heads, **hub))
+        with _one_error():
+            return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=heads, **hub))
     except Exception as error:  # network, repository, permissions: several classes, which change with the version
         raise MissingFileError(
             f"{repository}: no such file or directory, and the Hub has no model of this name ({first_line(error)}); "

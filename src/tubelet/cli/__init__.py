@@ -17,7 +17,7 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
 import tubelet
 
 # Commands import what they run when they run: `tubelet --help` does not load torch.
-from tubelet.cli.command import Command, parse
+from tubelet.cli.command import Command, parse, require_inputs
 from tubelet.cli.convert import Convert
 from tubelet.cli.cooldown import Cooldown, HighResolution
 from tubelet.cli.distill import Distill
@@ -105,6 +105,7 @@ def _run(argv: list[str]) -> str | int | None:
     try:
         command = parse(COMMANDS[name], name, argv[1:])
         with log_to(ConsoleHandler(command.log_level, dated=command.DISTRIBUTED)):
+            require_inputs(command.inputs())
             command.run()
     except TubeletError as error:
         # What fails before the processes of a run have met fails in all of them: one on each machine reports it.

@@ -10,21 +10,23 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from tubelet.config.fields import PathText, SettingError, Settings, check, current_keys, nearest, overlay
-from tubelet.errors import ConfigError, escape_unprintable
+from tubelet.errors import ConfigError, MissingFileError, escape_unprintable
 from tubelet.io.config_file import read_config_file
 from tubelet.value_checks import InvalidValueError, check_text, type_hints
 
 C = TypeVar("C", bound="Command")
 Sources = Annotated[tuple[PathText, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
 Model = Annotated[PathText, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+_URL = re.compile(r"\w{2,}:/")  # as a URL and as the path that it becomes; a drive of Windows has one letter
 _ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -56,6 +58,10 @@ class Command(Settings):
     def run(self) -> None:
         """Run the command."""
         raise NotImplementedError
+
+    def inputs(self) -> Iterable[str | Path]:
+        """Files, folders, patterns and URLs that the command reads, which are looked up before anything is loaded."""
+        return ()
 
     @classmethod
     def defaults(cls, options: Known) -> dict[str, Any]:
@@ -110,6 +116,20 @@ def parse(kind: type[C], name: str, argv: Sequence[str]) -> C:
             raise
     origin = f" (from the command line and {options.config})" if options.config else ""
     raise ConfigError(f"{option_name(setting.name)} {setting.problem}{origin}") from setting
+
+
+def require_inputs(inputs: Iterable[str | Path]) -> None:
+    """Refuse paths that do not exist; patterns and URLs are looked up when they are read.
+
+    Raises:
+        MissingFileError: names the first.
+    """
+    for each in inputs:
+        path = Path(each).expanduser()
+        if not (_URL.search(str(each)) or has_magic(str(each)) or path.exists() or path.is_symlink()):
+            raise MissingFileError(
+                f"{each}: no such file or folder; check the path (a relative one starts at {Path.cwd()})"
+            )
 
 
 def option_name(setting: str) -> str:

@@ -1,5 +1,6 @@
 """`tubelet embed`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,10 @@ class Embed(ConfigurableCommand):
     """A run directory, a .safetensors or released .pt file, a released name, or a Hub id."""
     out: Path
     """Folder of the table; an interrupted command is continued."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return self.sources
 
     def run(self) -> None:
         """Compute and write the features."""

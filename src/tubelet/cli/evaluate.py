@@ -1,5 +1,6 @@
 """`tubelet evaluate`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -38,6 +39,10 @@ class Evaluate(ConfigurableCommand):
     evaluation/ID here."""
     cache: Path | None = None
     """Folder of the cached features; by default in the user's cache. The suite caches none."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return (self.data,)
 
     def run(self) -> None:
         """Evaluate the model and write the results."""

@@ -1,5 +1,6 @@
 """`tubelet explain`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,10 @@ class Explain(Command):
     """Frames per second of the clip; by default the model's own."""
     seed: Seed = 0
     """Seed of the masks, and of random weights."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return (self.file,)
 
     def run(self) -> None:
         """Print the steps and write the page."""

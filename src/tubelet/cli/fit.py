@@ -1,6 +1,6 @@
 """`tubelet fit`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +39,10 @@ class Fit(ConfigurableCommand):
     """Head file to write, such as head.safetensors; its report is written next to it, as head.report.html."""
     cache: Path | None = None
     """Folder of the cached features; by default in the user's cache."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return (self.labels,)
 
     def run(self) -> None:
         """Fit the head, and write it with its report."""

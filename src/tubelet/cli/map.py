@@ -1,5 +1,6 @@
 """`tubelet map`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,6 +39,10 @@ class Map(Command):
     """How much more similar near-duplicates must be to each other than to the rest of the collection."""
     seed: Seed = 0
     """Seed of the layout and the clusters."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return self.index, *self.labels
 
     def run(self) -> None:
         """Compute the map and write the page."""

@@ -1,6 +1,6 @@
 """`tubelet predict`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,6 +43,12 @@ class Predict(ConfigurableCommand):
     out: Path
     """Folder of predictions.csv, predictions.parquet, summary.csv, page.html, ethogram.png and bad_files.jsonl; of
     several heads, the tables are in folders of their names. An interrupted command is continued."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        files, sources = split_heads(self.heads_and_sources)
+        # owner/name/heads/HEAD.safetensors may be on the Hub
+        return [*sources, *(file for file in files if file.count("/") != 3)]
 
     def run(self) -> None:
         """Read the sources, apply the heads, and write the tables."""

@@ -1,5 +1,6 @@
 """`tubelet report`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,10 @@ class Report(Command):
     """Source of the images: a sample set, or a folder of videos; by default the run's own sources."""
     out: Path | None = None
     """The page; RUN/report.html by default."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return (self.run_directory, *([self.data] if self.data else []))
 
     def run(self) -> None:
         """Write the page."""

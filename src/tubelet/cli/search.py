@@ -1,7 +1,7 @@
 """`tubelet search`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +11,7 @@ import tyro
 from tubelet.cli.command import Command
 from tubelet.config.fields import Count, PathText, require
 from tubelet.console import open_console, print_wrapped
+from tubelet.errors import MissingFileError
 from tubelet.value_checks import Bounds
 
 if TYPE_CHECKING:
@@ -56,6 +57,15 @@ class Search(Command):
         require(whole, "box", f"is {self.box!r:.60}, expected x,y,width,height in whole pixels")
         x, y, w, h = map(int, values)
         return x, y, w, h
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        words = " " in self.file and not Path(self.file).suffix  # what `search` says about them, before it is imported
+        if words and not Path(self.file).exists():
+            raise MissingFileError(
+                f"{self.file}: no such file; search by an image or a video, words cannot be compared"
+            )
+        return self.index, self.file
 
     def run(self) -> None:
         """Print the nearest clips."""

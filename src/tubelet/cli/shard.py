@@ -1,5 +1,6 @@
 """`tubelet shard`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +36,10 @@ class Shard(ConfigurableCommand):
     """Fraction of the files that may be unreadable before the command stops."""
     allow_path: tuple[PathText, ...] = ()
     """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return self.sources
 
     def run(self) -> None:
         """Write the shards."""

@@ -1,5 +1,6 @@
 """`tubelet stats`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +40,10 @@ class Stats(ConfigurableCommand):
     """Seed of the sample."""
     allow_path: tuple[PathText, ...] = ()
     """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return self.sources
 
     def run(self) -> None:
         """Measure, print a table, and write the file."""

@@ -1,6 +1,7 @@
 """`tubelet train`."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,10 @@ class TrainingCommand(ConfigurableCommand):
     """Settings of the run."""
     resume: bool = False
     """Continue the run in --out from its newest checkpoint, with its own settings for defaults."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return self.settings.data.sources
 
     def start(self, config: TrainConfig, out: Path) -> None:
         """Train, and evaluate meanwhile if the settings ask for it."""
@@ -69,6 +74,10 @@ class Train(TrainingCommand):
     stats: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Statistics of `tubelet stats`, by which data of any depth and number of channels are read; by default 8-bit RGB,
     or as the model of --init-from takes them."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return () if self.planned.dry_run else super().inputs()
 
     def run(self) -> None:
         """Train, or print the plan of a dry run."""

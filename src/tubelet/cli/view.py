@@ -1,6 +1,7 @@
 """`tubelet view`."""
 
 import signal
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,10 @@ class View(ConfigurableCommand):
     rate are those of the table, and it has no surprise."""
     port: Annotated[int, Bounds(0, 65535)] = 0
     """Port of --serve on 127.0.0.1; 0 takes any that is free."""
+
+    def inputs(self) -> Iterable[str | Path]:
+        """See `Command.inputs`."""
+        return self.sources
 
     def run(self) -> None:
         """Encode the files and write the page, or serve the page of a table."""
