@@ -150,7 +150,7 @@ def test_a_warning_is_one_line(monkeypatch, capsys):
             sys.stderr.write(warnings.formatwarning(UserWarning(message), UserWarning, file, 7))
 
     monkeypatch.setattr(cli.Search, "run", warn)
-    monkeypatch.setattr(sys, "argv", ["tubelet", "search", "table", "image.png"])
+    monkeypatch.setattr(sys, "argv", ["tubelet", "search", ".", "."])
     cli.main()
     assert capsys.readouterr().err == f"warning: {SHOWN}\nwarning: theirs (UserWarning, /lib/other.py:7)\n"
 

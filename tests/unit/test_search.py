@@ -115,8 +115,9 @@ def test_a_region_that_is_not_in_the_table_is_refused(box, words):
         (["--at", "-1"], "--at is -1.0, expected 0 to"),
     ],
 )
-def test_a_search_that_makes_no_sense_is_refused(table, words, message):
-    done = run_tubelet("search", table, "a.png", *words)
+def test_a_search_that_makes_no_sense_is_refused(table, words, message, tmp_path):
+    write_image(tmp_path / "a.png")
+    done = run_tubelet("search", table, tmp_path / "a.png", *words)
     assert done.returncode == 1 and message in " ".join(done.stderr.split())
 
 
