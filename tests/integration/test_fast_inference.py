@@ -1,6 +1,7 @@
 """8-bit weights and compiled blocks: features next to those of the plain model."""
 
 import copy
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,13 +12,21 @@ import torch.nn.functional as F
 
 import tubelet
 from tests.helpers.heads import tiny_encoder
-from tubelet.errors import ConfigError
+from tests.helpers.media import write_image
+from tubelet.cli.command import parse
+from tubelet.cli.embed import Embed
+from tubelet.cli.predict import Predict
+from tubelet.config import EmbedConfig
+from tubelet.embed.collection import embed_collection
+from tubelet.embed.table import read_settings
+from tubelet.errors import ConfigError, DataError
 from tubelet.heads.adaptation import with_encoder_weights
+from tubelet.pretrained import quantization
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.compilation import compile_encoder
-from tubelet.pretrained.quantization import quantize_linear_layers
+from tubelet.pretrained.quantization import has_int8_units, quantize_linear_layers
 
-has_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no 8-bit units")
+has_vnni = pytest.mark.skipif(not has_int8_units(), reason="this CPU has no 8-bit units")
 
 
 @pytest.fixture
@@ -67,9 +76,57 @@ def test_what_8_bit_weights_cannot_do_is_one_clear_error(saved):
 def test_8_bit_weights_need_a_cpu_with_units_for_them(saved, monkeypatch):
     with pytest.raises(ConfigError, match="float16 on cpu"):
         tubelet.load(saved, device="cpu", dtype=torch.float16, int8=True)
-    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
-    with pytest.raises(ConfigError, match="AVX-512 VNNI"):
+    for capabilities, reason in (({"avx512_vnni": False}, "which this one has not"), ({}, "does not tell")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        with pytest.raises(ConfigError, match=f"AVX-512 VNNI.*{reason}; leave int8 out"):
+            tubelet.load(saved, device="cpu", int8=True)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
+    assert has_int8_units()
+    monkeypatch.delattr(torch.cpu, "_is_vnni_supported")
+    assert has_int8_units() is None
+
+
+@pytest.mark.parametrize("name", ["qlinear_prepack", "qlinear_pointwise"])
+def test_a_pytorch_without_the_products_is_one_clear_error(saved, monkeypatch, name):
+    def missing(*arguments):
+        raise AttributeError(f"'_OpNamespace' 'onednn' object has no attribute '{name}'")
+
+    monkeypatch.setattr(quantization, "has_int8_units", lambda: True)
+    monkeypatch.setattr(torch.ops.onednn, name, missing, raising=False)
+    with pytest.raises(ConfigError, match=f"no oneDNN products in 8 bits .*{name}.*; leave int8 out, or install PyTor"):
         tubelet.load(saved, device="cpu", int8=True)
+
+
+@has_vnni
+def test_a_table_states_its_precision_and_is_continued_in_it_only(saved, tmp_path, caplog):
+    (tmp_path / "images").mkdir()
+    write_image(tmp_path / "images" / "a.png")
+    command = {"model": str(saved), "out": tmp_path / "table", "sources": (str(tmp_path / "images"),)}
+    settings = EmbedConfig(image_size=32, workers=0)
+    Embed(**command, settings=settings, int8=True).run()
+    found = read_settings(tmp_path / "table")
+    assert (found["int8"], found["dtype"]) == (True, str(tubelet.load(saved, device="cpu").dtype)[6:])
+    with pytest.raises(DataError, match=r"other settings \(int8: True -> False\); choose another --out"):
+        Embed(**command, settings=settings).run()
+    plain = tmp_path / "plain"
+    embed_collection(tiny_encoder(), [str(tmp_path / "images")], plain, settings)
+    stored = json.loads((plain / "_settings.json").read_text())
+    for name in ("dtype", "int8"):  # as earlier versions wrote it
+        del stored[name]
+    (plain / "_settings.json").write_text(json.dumps(stored))
+    assert embed_collection(tiny_encoder(), [str(tmp_path / "images")], plain, settings).before == 1
+    assert "data type" not in caplog.text
+    (plain / "_settings.json").write_text(json.dumps(stored | {"dtype": "float16"}))
+    embed_collection(tiny_encoder(), [str(tmp_path / "images")], plain, settings)
+    assert "continued with another data type (dtype: float16 -> float32); features differ by" in caplog.text
+
+
+def test_commands_load_as_python_does():
+    words = ["images", "--model", "m", "--out", "t", "--int8", "--compile"]
+    assert parse(Embed, "embed", words).load_options() == {"int8": True, "compile": True, "device": "cpu"}
+    words = ["head.safetensors", "images", "--out", "t", "--compile"]
+    assert parse(Predict, "predict", words).load_options() == {"int8": False, "compile": True}
 
 
 @pytest.mark.slow
@@ -79,7 +136,7 @@ def test_compiled_features_are_equal_for_all_shapes_and_few_graphs_serve_them(mo
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model, compiled = tiny_encoder(), tiny_encoder()
-    if torch.cpu._is_vnni_supported():
+    if has_int8_units():
         for each in (model, compiled):
             quantize_linear_layers(each)
     compile_encoder(compiled)
@@ -96,6 +153,8 @@ def test_compiled_features_are_equal_for_all_shapes_and_few_graphs_serve_them(mo
         assert compiled.encode(clips(1), resize=None).tokens.isfinite().all()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(check, [clips(1, seed=seed) for seed in range(4)]))
+    if not compiled.int8:
+        assert with_encoder_weights(compiled, dict(tiny_encoder(1).state_dict()), "full").compiled
     torch.testing.assert_close(
         copy.deepcopy(compiled).encode(clips(1), resize=None).tokens, model.encode(clips(1), resize=None).tokens
     )

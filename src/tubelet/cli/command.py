@@ -85,6 +85,21 @@ class ConfigurableCommand(Command):
         return self.config is not None and isinstance(read_config_file(self.config).get("model"), dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(Settings):
+    """Options of commands that read many files with one model: how `tubelet.load` makes it fast."""
+
+    int8: bool = False
+    """Use 8-bit weights and activations in the linear layers of the blocks, on a CPU with VNNI units; features differ a
+    little, see docs/performance.md."""
+    compile: bool = False
+    """Compile the blocks, which takes up to a minute the first time."""
+
+    def load_options(self) -> dict[str, Any]:
+        """The options, as `tubelet.load` takes them."""
+        return {"int8": self.int8, "compile": self.compile} | ({"device": "cpu"} if self.int8 else {})
+
+
 def parse(kind: type[C], name: str, argv: Sequence[str]) -> C:
     """A command from its command line.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tubelet.cli.command import ConfigurableCommand, Sources
+from tubelet.cli.command import ConfigurableCommand, LoadOptions, Sources
 from tubelet.config import EmbedConfig
 from tubelet.config.fields import PathText
 from tubelet.console import files_progress, open_console, print_wrapped
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embed(ConfigurableCommand):
+class Embed(LoadOptions, ConfigurableCommand):
     """Write the features of a collection's clips to a table of Parquet files."""
 
     CONTINUES = True
@@ -45,7 +45,7 @@ class Embed(ConfigurableCommand):
         console = open_console()
         with files_progress(console) as progress:
             made = embed_collection(
-                load(self.model),
+                load(self.model, **self.load_options()),
                 self.sources,
                 self.out,
                 self.settings,

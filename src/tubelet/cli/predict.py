@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tubelet.cli.command import ConfigurableCommand
+from tubelet.cli.command import ConfigurableCommand, LoadOptions
 from tubelet.config import PredictConfig
 from tubelet.console import files_progress, open_console, print_wrapped
 from tubelet.errors import ConfigError, escape_filename
@@ -25,7 +25,7 @@ MOST_FILES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(ConfigurableCommand):
+class Predict(LoadOptions, ConfigurableCommand):
     """Apply heads to videos and images of any length, and write what they answer to tables, a page and videos."""
 
     CONTINUES = True
@@ -75,7 +75,7 @@ class Predict(ConfigurableCommand):
         source = self.model or first.spec.encoder.source
         with files_progress(console) as progress:
             made = predict_collection(
-                load_encoder(first, self.model),
+                load_encoder(first, self.model, **self.load_options()),
                 heads,
                 sources,
                 self.out,

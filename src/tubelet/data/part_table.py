@@ -5,6 +5,7 @@ themselves, so that no row occurs twice.
 """
 
 import json
+import logging
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from tubelet.data.listed_rows import span_name
 from tubelet.errors import DataError
 from tubelet.io.arrays import read_parquet
 from tubelet.io.files import atomic_write
+
+logger = logging.getLogger(__name__)
 
 # Readers of Parquet folders skip names that begin with "_" or ".".
 SETTINGS = "_settings.json"
@@ -131,6 +134,9 @@ def _key(path: str, start_s: float, end_s: float) -> str:
 def check_same_settings(path: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to continue a table that has rows with other settings.
 
+    Rows of another data type (`dtype`), as of another machine, differ by rounding only: that is logged. Tables of
+    earlier versions state neither it nor `int8`, which they had not.
+
     Args:
         path: the folder.
         what: what the rows are, such as "features".
@@ -140,9 +146,14 @@ def check_same_settings(path: Path, what: str, before: Mapping[str, Any], now: M
     Raises:
         DataError: names the settings that differ.
     """
-    changed = [f"{key}: {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value]
+    before = {"int8": False, "dtype": now.get("dtype")} | dict(before)
+    differs = {key: f"{key}: {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value}
+    dtype = differs.pop("dtype", None)
+    changed = list(differs.values())
     if changed:
         raise DataError(f"{path}: has {what} with other settings ({'; '.join(changed)}); choose another --out")
+    if dtype is not None:
+        logger.warning(f"{path}: continued with another data type ({dtype}); {what} differ by its rounding")
 
 
 def rows_to_table(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> pa.Table:

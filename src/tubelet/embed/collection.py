@@ -101,6 +101,8 @@ def embed_collection(
         "model_id": model.model_id,
         "config_hash": model.config_hash,
         "weights": model.weights_id,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "int8": model.int8,
     }
     with directory_lock(out):
         shared: dict[str, Any] = {"image_size": clip.image_size, "frames": clip.frames, "fps": clip.fps}

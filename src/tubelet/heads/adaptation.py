@@ -11,6 +11,7 @@ from tubelet.checkpoint.adapters import adapted_weights
 from tubelet.checkpoint.state_dict import load_strict
 from tubelet.errors import ConfigError
 from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.compilation import compile_encoder
 from tubelet.pretrained.fingerprint import FINGERPRINT_DIGITS, hash_weights
 
 Finetuned = Literal["lora", "full"]
@@ -28,7 +29,7 @@ def with_encoder_weights(model: Backbone, trained: Mapping[str, Tensor], finetun
         finetuned: which of the two.
 
     Returns:
-        an encoder of the same device and data type. Its fingerprint is `adapted_fingerprint`.
+        an encoder of the same device and data type, compiled if the model is. Its fingerprint is `adapted_fingerprint`.
 
     Raises:
         ConfigError: if the encoder has 8-bit weights, which cannot be replaced.
@@ -48,7 +49,10 @@ def with_encoder_weights(model: Backbone, trained: Mapping[str, Tensor], finetun
     adapted.name, adapted.encoder_name = f"{model.name}-{finetuned}", model.encoder_name
     adapted.stored_dtype = model.stored_dtype
     adapted.identify(adapted_fingerprint(model.fingerprint, trained))
-    return adapted.requires_grad_(False).eval()
+    adapted.requires_grad_(False).eval()
+    if model.compiled:
+        compile_encoder(adapted)
+    return adapted
 
 
 def adapted_fingerprint(base: str, trained: Mapping[str, Tensor]) -> str:

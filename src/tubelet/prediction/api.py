@@ -54,22 +54,23 @@ def predict(
     return Predictions(columns=found.output.columns, records=records, bad_files=made.bad_files)
 
 
-def load_encoder(head: Head, model: str | Path | None = None) -> Backbone:
+def load_encoder(head: Head, model: str | Path | None = None, **options: Any) -> Backbone:
     """The encoder of a head.
 
     Args:
         head: the head.
         model: argument of `tubelet.load`; None is where the encoder was when the head was trained.
+        options: further arguments of `tubelet.load`.
 
     Raises:
         MissingFileError: it is not there.
         TubeletError: see `tubelet.load`.
     """
     if model is not None:
-        return load(model)
+        return load(model, **options)
     source = head.spec.encoder.source
     try:
-        return load(source)
+        return load(source, **options)
     except MissingFileError as error:
         raise MissingFileError(
             f"the encoder {head.spec.encoder.model_id} of the head was at {source} when the head was trained, and is "

@@ -270,7 +270,8 @@ def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: 
 def _settings(each: _Pass, heads: Mapping[str, str]) -> dict[str, Any]:
     """What scores depend on, to be compared with those in the table; `heads` are the hashes of all, by name."""
     clips = {name: getattr(each.layout.clips, name) for name in ("image_size", "frames", "fps", "stride_s")}
-    return {"weights": each.model.weights_id, **clips, "heads": heads}
+    precision = {"dtype": str(each.model.dtype).removeprefix("torch."), "int8": each.model.int8}
+    return {"weights": each.model.weights_id, **precision, **clips, "heads": heads}
 
 
 def _head_id(head: Head) -> str:

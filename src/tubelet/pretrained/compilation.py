@@ -38,4 +38,5 @@ def compile_encoder(model: Backbone) -> None:
             f"compile=True: the blocks cannot be compiled on this machine ({reason}); install a C++ "
             "compiler (for CUDA: Triton), or leave compile out"
         ) from error
+    model.compiled = True
     logger.info(f"{model.name}: compiled the blocks in {time.perf_counter() - start:.0f} s")

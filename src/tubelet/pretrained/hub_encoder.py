@@ -36,10 +36,12 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
         predictor: the predictor, or None.
         stored_dtype: data type of the weights in the file that they were loaded from.
         int8: whether linear layers have 8-bit weights, see `tubelet.load`.
+        compiled: whether blocks were compiled, see `tubelet.load`.
     """
 
     predictor: Predictor | None
     int8 = False
+    compiled = False
 
     def __init__(self, config: ModelConfig, with_predictor: bool = False) -> None:
         """Create an encoder with random weights, as at the start of training.

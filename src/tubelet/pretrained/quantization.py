@@ -85,6 +85,14 @@ class Int8Linear(nn.Module):
         return torch.addcmul(self._bias.to(x.dtype), product, largest.to(x.dtype))
 
 
+def has_int8_units() -> bool | None:
+    """Whether the CPU multiplies in 8 bits (AVX-512 VNNI); None if this version of PyTorch does not tell."""
+    if hasattr(torch.cpu, "get_capabilities"):  # the public function of later versions
+        return torch.cpu.get_capabilities().get("avx512_vnni")
+    private = getattr(torch.cpu, "_is_vnni_supported", None)
+    return None if private is None else bool(private())
+
+
 def quantize_linear_layers(model: Backbone) -> None:
     """Replace the linear layers of a model's blocks by ones with int8 weights, in place.
 
@@ -97,9 +105,10 @@ def quantize_linear_layers(model: Backbone) -> None:
             f"int8 is for CPUs, with float32 or bfloat16 around it, but the model is {model.dtype} on {model.device}; "
             'pass device="cpu", or leave int8 out'
         )
-    if not torch.cpu._is_vnni_supported():
+    if (units := has_int8_units()) is not True:
         # Slower than fp32 there, and sums of two products in 16 bits overflow.
-        raise ConfigError("int8 needs a CPU with 8-bit units (AVX-512 VNNI), which this one has not; leave int8 out")
+        reason = "which this one has not" if units is False else f"but PyTorch {torch.__version__} does not tell"
+        raise ConfigError(f"int8 needs a CPU with 8-bit units (AVX-512 VNNI), {reason}; leave int8 out")
     fingerprint = model.fingerprint
     for parent in list(model.blocks.modules()):
         for name, layer in list(parent.named_children()):
@@ -113,6 +122,9 @@ def _quantized(layer: nn.Linear) -> Int8Linear:
     try:
         quantized = Int8Linear(layer)
         quantized(torch.zeros(1, layer.in_features))
-    except (RuntimeError, NotImplementedError, AttributeError) as error:
-        raise ConfigError(f"int8: this build of PyTorch has no 8-bit products ({first_line(error)})") from error
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"int8: PyTorch {torch.__version__} has no oneDNN products in 8 bits ({first_line(error)}); leave int8 "
+            "out, or install PyTorch for x86 CPUs"
+        ) from error
     return quantized
