@@ -169,6 +169,7 @@ def run(words: list[str], invalid: bool, seeds: Path, folder: Path) -> None:
         with contextlib.ExitStack() as stack:
             for name in WORK:
                 stack.enter_context(mock.patch(name, _work))
+            stack.enter_context(mock.patch("tubelet.cli.require_inputs"))  # the paths are invented
             stack.enter_context(mock.patch.object(sys, "argv", ["tubelet", *arguments]))
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             stack.enter_context(contextlib.redirect_stderr(errors))
