@@ -16,7 +16,7 @@ class Losses(NamedTuple):
     Attributes:
         total: prediction + λ · context.
         prediction: mean L1 over masked tokens and channels.
-        context: mean L1 over context tokens, weighted by distance or not, and channels.
+        context: mean L1 over context tokens and channels, optionally weighted by distance.
     """
 
     total: Tensor
@@ -25,7 +25,7 @@ class Losses(NamedTuple):
 
 
 def normalize_targets(levels: list[Tensor]) -> Tensor:
-    """The teacher's levels, with each token's channels normalized to mean 0 and variance 1, level by level.
+    """Normalize the channels of each token of each level to mean 0 and variance 1, as LayerNorm does.
 
     Args:
         levels: L tensors (B, N, D).
@@ -84,11 +84,11 @@ def dense_predictive_loss(
         target_pred: (B, Kt, L·D) predictions at target tokens.
         context_pred: (B, Kc, L·D) predictions at context tokens.
         targets: (B, N, L·D) normalized targets.
-        mask: which tokens are which.
-        grid: the grid they index.
+        mask: context and target tokens.
+        grid: the token grid that the mask indexes.
         context_weight: λ.
-        distance_weighting: weight each context token by 1 / sqrt(distance to the nearest masked token); otherwise all
-            weigh the same, as in the released cool-down.
+        distance_weighting: whether to weight each context token by 1 / sqrt(distance to the nearest masked token), or
+            all equally, as in the released cool-down.
     """
     prediction = token_errors(target_pred, targets, mask.target).mean()
     errors = token_errors(context_pred, targets, mask.context)

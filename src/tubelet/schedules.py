@@ -13,8 +13,8 @@ def linear(step: float, total: float, start: float, end: float) -> float:
 
 def cosine(step: float, total: float, start: float, end: float) -> float:
     """Half a cosine wave from start at 0 to end at `total`, and end from there on."""
-    share = min(max(step / total, 0.0), 1.0) if total > 0 else 1.0
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+    fraction = min(max(step / total, 0.0), 1.0) if total > 0 else 1.0
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 DECAYS = {"cosine": cosine, "linear": linear}

@@ -1,4 +1,4 @@
-"""The V-JEPA system: student, predictor and EMA teacher; from a batch to losses."""
+"""V-JEPA: student, predictor and EMA teacher; maps a batch to its losses."""
 
 import copy
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class MaskedBatch(NamedTuple):
 
     Attributes:
         pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image batch.
-        mask: the tokens that the student sees, and those that it must predict.
+        mask: context tokens, which the student encodes, and target tokens, which the predictor predicts.
         targets: (B, N, L·D) from `VJEPA.targets`.
     """
 
@@ -39,43 +39,43 @@ class VJEPA(nn.Module):
         self.student = Encoder(config)
         self.predictor = Predictor(config)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.distance_weighting = True  # set by the run, see OptimConfig
-        self.pack_masks = False  # set by the run, see TrainConfig
-        # Set by a distillation. In a tuple, so that nn.Module does not register it and no checkpoint contains it.
+        self.distance_weighting = True  # set from OptimConfig
+        self.pack_masks = False  # set from TrainConfig
+        # Set for distillation. A tuple, so that nn.Module does not register it and no checkpoint contains it.
         self.frozen_teacher: tuple[Encoder, ...] = ()
         self.loss = dense_predictive_loss  # an attribute, so that it can be compiled with the blocks
 
     def forward(self, batches: Sequence[MaskedBatch], context_weight: float | Tensor) -> list[Losses]:
-        """The dense predictive losses of some batches, each under one mask, which go through the model together.
+        """Dense predictive losses of several batches, each under one mask, in one pass through the model.
 
         Args:
-            batches: of any modality; several may have the same pixels under other masks.
+            batches: images or videos; several may share pixels under different masks.
             context_weight: λ of this step.
         """
         tokenizer = self.student.tokenizer
-        masked = [MaskedGrid(each.mask, tokenizer.grid(each.pixels), modality_of(each.pixels)) for each in batches]
+        masked = [MaskedGrid(batch.mask, tokenizer.grid(batch.pixels), modality_of(batch.pixels)) for batch in batches]
         # Steps 1 to 4: tokens, positions, mask, encoder.
-        levels = self.student([each.pixels for each in batches], [each.mask.context for each in batches])
+        levels = self.student([batch.pixels for batch in batches], [batch.mask.context for batch in batches])
         predictions = self.predictor(levels, masked)  # steps 5-7: fusion, predictor, heads
         return [  # step 8
             self.loss(
                 target_pred,
                 context_pred,
-                each.targets,
-                each.mask,
-                own.grid,
+                batch.targets,
+                batch.mask,
+                batch_mask.grid,
                 context_weight,
                 distance_weighting=self.distance_weighting,
             )
-            for (target_pred, context_pred), each, own in zip(predictions, batches, masked, strict=True)
+            for (target_pred, context_pred), batch, batch_mask in zip(predictions, batches, masked, strict=True)
         ]
 
     @torch.no_grad()
     def targets(self, pixels: Sequence[Tensor]) -> list[Tensor]:
-        """(B, N, L·D) the teacher's normalized levels of each unmasked batch, without gradient.
+        """Targets (B, N, L·D) of each unmasked batch: the teacher's levels, normalized, without gradient.
 
-        In a distillation, the last level of the distilled model instead; the teacher is still the moving average of the
-        student, and is the result of the run.
+        In a distillation, the last level of the frozen teacher instead. The EMA teacher is still updated: it is the
+        result of the run.
 
         Args:
             pixels: (B, C, T, H, W) of each batch.
@@ -90,14 +90,14 @@ class VJEPA(nn.Module):
 
         Args:
             momentum: from 0 to 1.
-            skipped: a scalar on the device, 1 where this step leaves the teacher as it is, otherwise 0.
+            skipped: scalar tensor on the device; 1 leaves the teacher unchanged, 0 updates it.
         """
         teacher = [local_shard(parameter) for parameter in self.teacher.parameters()]
         student = [local_shard(parameter) for parameter in self.student.parameters()]
-        share = torch.full((), 1 - momentum, device=teacher[0].device)
-        # Not _foreach_lerp_: with a weight on the device it launches one kernel a tensor.
+        weight = torch.full((), 1 - momentum, device=teacher[0].device)
+        # Not _foreach_lerp_: with a weight on the device it launches one kernel per tensor.
         difference = torch._foreach_sub(student, teacher)
-        torch._foreach_mul_(difference, share if skipped is None else share * (1 - skipped))
+        torch._foreach_mul_(difference, weight if skipped is None else weight * (1 - skipped))
         torch._foreach_add_(teacher, difference)
 
 

@@ -207,7 +207,7 @@ def _json_lines(path: Path, _: int) -> None:
     config = TrainConfig(data=DataConfig(sources=("films",)))
     run, past, watch = RunDirectory(path.parent, config, resume=True), LossHistory(), CollapseDetector(8)
     rows = [row for row, _ in read_metrics(path.parent)]
-    run.begin(10**6, lambda row: (past.add(row), watch.observe(row)))
+    run.restore(10**6, lambda row: (past.add(row), watch.observe(row)))
     guard = AnomalyGuard(config, run)
     guard.restore(past, run.alerts)
     guard.skipped_batches()

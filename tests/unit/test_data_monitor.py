@@ -57,7 +57,7 @@ def test_on_cuda_the_devices_wait_is_that_between_two_steps_and_is_known_when_th
 
 def test_on_a_cpu_the_wait_is_the_hosts():
     timer = StepTimer(CPU)
-    timer.began, requested = time.perf_counter() - 10, time.perf_counter() - 4
+    timer.start_time, requested = time.perf_counter() - 10, time.perf_counter() - 4
     timer.data_arrived(requested)
     metrics = timer.lap(20)
     assert metrics == {

@@ -69,7 +69,7 @@ def diverged(encoder, images, tmp_path_factory):
     optimizer = build_optimizer(model, config.optim)
     for part in (model.student, model.teacher):
         part.state_dict()[TENSOR][0, :3] = math.nan
-    RunDirectory(folder / "run", config, resume=False).begin(0, lambda row: None)
+    RunDirectory(folder / "run", config, resume=False).restore(0, lambda row: None)
     save_checkpoint(folder / "run", 1, training_state(model, optimizer), config, keep=1)
     damaged(encoder, folder / "model.safetensors", lambda x: x.view(-1)[:3].fill_(math.nan))
     return folder

@@ -270,7 +270,7 @@ def test_the_first_process_of_each_machine_lists_and_the_others_receive(rank, lo
     place = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 16, "LOCAL_WORLD_SIZE": 8}
     for name, value in (place | {"MASTER_ADDR": "node1", "MASTER_PORT": 29500}).items():
         monkeypatch.setenv(name, str(value))
-    media = trainer.list_media_once_a_machine(TrainConfig(data=DataConfig(sources=(str(tree),))), Group())
+    media = trainer.list_media_once_per_machine(TrainConfig(data=DataConfig(sources=(str(tree),))), Group())
     assert len(calls) == lists and media.videos == received.videos and (media is received) == (lists == 0)
     assert startup.source_summary(media) == f"6 videos, 0 images, checksum {received.checksum():08x}"
 

@@ -18,7 +18,7 @@ from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
 from tubelet.train.packing import packed_bytes, should_pack
-from tubelet.train.step import joint_batches, train_step
+from tubelet.train.step import group_batches, train_step
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")
@@ -74,9 +74,9 @@ def test_a_packed_step_has_the_losses_and_gradients_of_one_mask_after_the_other(
 
 def test_a_packed_pass_takes_a_micro_batch_of_each_modality(data):
     videos, images = data.batches[:2], data.batches[2:]
-    assert list(joint_batches(data.batches, True)) == [[videos[0], images[0]], [videos[1], images[1]]]
-    assert list(joint_batches(data.batches[:3], True)) == [[videos[0], images[0]], [videos[1]]]
-    assert list(joint_batches(data.batches, False)) == [[batch] for batch in images + videos]
+    assert list(group_batches(data.batches, True)) == [[videos[0], images[0]], [videos[1], images[1]]]
+    assert list(group_batches(data.batches[:3], True)) == [[videos[0], images[0]], [videos[1]]]
+    assert list(group_batches(data.batches, False)) == [[batch] for batch in images + videos]
 
 
 def test_unpacking_gives_back_what_was_packed_without_a_copy():

@@ -127,7 +127,7 @@ def launched(monkeypatch, device):
     """Start as one process of two under a launcher, with what PyTorch is called with recorded, not done."""
     calls, store = [], dist.HashStore()
     monkeypatch.setattr(distributed, "read_launch", lambda: SimpleNamespace(rank=1, size=2, local_rank=1, local_size=2))
-    monkeypatch.setattr(distributed, "_own_device", lambda rank: device)
+    monkeypatch.setattr(distributed, "_local_device", lambda rank: device)
     monkeypatch.setattr(distributed, "_rendezvous", lambda size, timeout: (store, 1))
     for name in ("init_process_group", "barrier", "destroy_process_group"):
         monkeypatch.setattr(dist, name, lambda *args, name=name, **options: calls.append((name, options)))

@@ -25,7 +25,7 @@ def test_a_long_run_resumes_without_holding_its_metrics_and_keeps_those_before_i
     before = (run.path / "metrics.jsonl").read_bytes()
     steps = LossHistory()
     tracemalloc.start()
-    run.begin(19_990, steps.add)
+    run.restore(19_990, steps.add)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < len(before) / 4
@@ -39,14 +39,14 @@ def test_a_damaged_line_among_the_metrics_that_are_kept_is_named_and_one_after_t
     damaged = b"\0\0\0{\n" + json.dumps({"step": 6, "loss": 0.5}).encode() + b"\n"
     run = folder(tmp_path / "run", rows=5, tail=damaged)
     with pytest.raises(TubeletError, match=r"metrics\.jsonl, line 6: .*NUL.*; take this line out"):
-        run.begin(6, LossHistory().add)
-    run.begin(5, LossHistory().add)
+        run.restore(6, LossHistory().add)
+    run.restore(5, LossHistory().add)
     assert (run.path / "metrics.jsonl").read_bytes().count(b"\n") == 5
 
 
 def test_what_a_row_of_metrics_takes_does_not_grow_with_the_alerts(tmp_path):
     run = folder(tmp_path / "run", rows=0)
-    run.begin(0, LossHistory().add)
+    run.restore(0, LossHistory().add)
     guards = AnomalyGuard(TrainConfig(), run)
     guards.alert(1, "save", "the disk is full")
     guards.alert(2, "spike", "a spike", batches=3)
@@ -63,5 +63,5 @@ def test_metrics_and_alerts_of_version_0_1_are_read_and_written_anew_in_todays_f
     assert [row["data_wait_fraction"] for row in rows] == pytest.approx([0.019, 0.026, 0.023], abs=1e-3)
     assert [(alert["step"], alert["kind"]) for alert in alerts] == [(1, "collapse"), (2, "spike")]
     assert alerts[1]["message"].startswith("the loss of step 3 is 12") and alerts[1]["batches"] == 5
-    RunDirectory(run, TrainConfig(), resume=True).begin(3, LossHistory().add)
+    RunDirectory(run, TrainConfig(), resume=True).restore(3, LossHistory().add)
     assert read_alerts(run) == alerts and sorted(path.name for path in run.glob("a*")) == ["alerts.jsonl"]

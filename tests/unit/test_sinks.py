@@ -17,7 +17,7 @@ from tubelet.train.sinks import MetricSink, SinkGroup, available_sinks, sink_cla
 
 def open_run(path):
     run = RunDirectory(path, TrainConfig(batch_size=6), resume=True)
-    run.begin(9, lambda row: None)
+    run.restore(9, lambda row: None)
     return run
 
 

@@ -13,7 +13,7 @@ from tubelet.errors import ConfigError
 from tubelet.grid import Grid, Mask, Modality
 
 MAX_DRAWS = 1000
-_SHAPES, _DRAWS = 16, 16  # shapes of blocks, and draws of each, of which masks that cover a grid are chosen
+_SHAPES, _DRAWS = 16, 16  # `covering_masks` chooses among so many block shapes, and draws of each
 
 
 def block_shape(spec: BlockMask, grid: Grid, rng: np.random.Generator) -> tuple[int, int]:
@@ -27,7 +27,7 @@ def block_shape(spec: BlockMask, grid: Grid, rng: np.random.Generator) -> tuple[
 def hidden_positions(
     spec: BlockMask, shape: tuple[int, int], grid: Grid, batch: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The union of `spec.blocks` rectangles for each sample, drawn again for samples that it covers completely.
+    """The union of `spec.blocks` rectangles for each sample; samples that it would cover completely are redrawn.
 
     Returns:
         (B, H', W') bool.
@@ -42,7 +42,7 @@ def hidden_positions(
         size = (len(pending), spec.blocks)
         tops = rng.integers(0, grid.h - rows + 1, size)
         lefts = rng.integers(0, grid.w - columns + 1, size)
-        # A product over the blocks counts, for every position, the blocks that cover it.
+        # Summed over the blocks: for every position, the number of blocks that cover it.
         counts = _covered(tops, rows, grid.h).transpose(0, 2, 1) @ _covered(lefts, columns, grid.w)
         hidden[pending] = counts > 0
         pending = pending[hidden[pending].all(axis=(1, 2))]
@@ -76,8 +76,8 @@ def sample_mask(spec: BlockMask, grid: Grid, batch: int, rng: np.random.Generato
 def covering_masks(specs: Sequence[BlockMask], grid: Grid, rng: np.random.Generator) -> list[Mask]:
     """A few masks of one sample that together hide each token at least once.
 
-    Of many draws of each kind, that which hides the most tokens that were visible so far is taken, kind by kind in
-    turn. The masks are those of training, without truncation.
+    Greedy: the kinds of masks take turns, and of many draws of a kind the one is taken that hides the most tokens that
+    are still visible. The masks are those of training, without truncation.
 
     Returns:
         The masks; tokens that no draw hides, as in the corners of large grids under small blocks, stay visible.
@@ -88,12 +88,12 @@ def covering_masks(specs: Sequence[BlockMask], grid: Grid, rng: np.random.Genera
         )
         for spec in specs
     ]
-    visible, masks, kind, useless = np.ones((grid.h, grid.w), bool), list[Mask](), 0, 0
-    while visible.any() and useless < len(specs):
+    visible, masks, kind, misses = np.ones((grid.h, grid.w), bool), list[Mask](), 0, 0
+    while visible.any() and misses < len(specs):
         gains = (draws[kind] & visible).sum(axis=(1, 2))
         best = draws[kind][[int(gains.argmax())]]
         kind = (kind + 1) % len(specs)
-        useless = 0 if gains.max() else useless + 1
+        misses = 0 if gains.max() else misses + 1
         if gains.max():
             visible &= ~best[0]
             masks.append(Mask(context=_indices(~best, grid, rng), target=_indices(best, grid, rng)))
@@ -106,18 +106,18 @@ def _indices(positions: np.ndarray, grid: Grid, rng: np.random.Generator) -> Ten
     flat = positions.reshape(batch, -1)
     counts = flat.sum(axis=1)
     shortest = int(counts.min())
-    kept = np.repeat(flat[:, np.newaxis], grid.t, axis=1).reshape(batch, tokens)
-    for row, own, count in zip(kept, flat, counts, strict=True):
+    selected = np.repeat(flat[:, np.newaxis], grid.t, axis=1).reshape(batch, tokens)
+    for row, sample, count in zip(selected, flat, counts, strict=True):
         if count > shortest:
             excess = rng.choice(count * grid.t, (count - shortest) * grid.t, replace=False, shuffle=False)
             times = excess // count  # faster than divmod: SIMD
-            row[times * flat.shape[1] + np.flatnonzero(own)[excess - times * count]] = False
+            row[times * flat.shape[1] + np.flatnonzero(sample)[excess - times * count]] = False
     starts = np.arange(0, batch * tokens, tokens)[:, np.newaxis]
-    return torch.from_numpy(np.flatnonzero(kept).reshape(batch, -1) - starts)
+    return torch.from_numpy(np.flatnonzero(selected).reshape(batch, -1) - starts)
 
 
 def mean_mask_lengths(config: TrainConfig, counts: dict[Modality, int]) -> dict[Modality, list[tuple[int, int]]]:
-    """How many tokens each mask leaves visible and hides, cut to the shortest of a group, on average over draws."""
+    """Mean numbers of context and target tokens of each mask, truncated to the shortest of a group."""
     lengths = {}
     for modality, count in counts.items():
         rng = np.random.default_rng(config.seed)

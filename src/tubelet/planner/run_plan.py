@@ -36,7 +36,7 @@ from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
 from tubelet.train.packing import should_pack
 from tubelet.train.sharding import apply_fsdp, choose_parallel, device_mesh, pick_parallel, training_bytes
-from tubelet.train.step import joint_batches, train_step
+from tubelet.train.step import group_batches, train_step
 from tubelet.vjepa import VJEPA
 
 CPU = torch.device("cpu")
@@ -342,7 +342,7 @@ def _take_step(
     ]
     views = [
         [(f"{batch.modality} mask {i}", batch, mask) for batch in joint for i, mask in enumerate(batch.masks, start=1)]
-        for joint in joint_batches(batches, model.pack_masks)
+        for joint in group_batches(batches, model.pack_masks)
     ]
     groups = views if model.pack_masks else [[view] for joint in views for view in joint]
     passes = [_mask_pass(config, group) for group in groups]

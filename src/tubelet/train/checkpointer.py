@@ -38,16 +38,16 @@ from tubelet.train.sharding import all_finite
 from tubelet.vjepa import VJEPA
 
 
-class Pending(NamedTuple):
+class PendingCheckpoint(NamedTuple):
     """A checkpoint that is being written.
 
     Attributes:
         path: path of the checkpoint.
-        end: future that is done when the checkpoint is complete; None on a rank that does not write.
+        future: future that is done when the checkpoint is complete; None on a rank that does not write.
     """
 
     path: Path
-    end: Future[Any] | None
+    future: Future[Any] | None
 
     def error(self) -> TubeletError | None:
         """Wait for the end; why the checkpoint could not be written, or None if it was.
@@ -55,7 +55,7 @@ class Pending(NamedTuple):
         A `FileError` may pass, such as that of a full disk: the next checkpoint is another attempt. Any other error
         would come again.
         """
-        if self.end is None or (error := self.end.exception()) is None:
+        if self.future is None or (error := self.future.exception()) is None:
             return None
         if not isinstance(error, TubeletError):
             from tubelet.checkpoint.dcp import root_cause
@@ -95,19 +95,21 @@ class Checkpointer:
         self.run, self.config, self.model, self.optimizer, self.ctx = run.path, config, model, optimizer, ctx
         self.group = dist.new_group(backend="gloo") if ctx.sharded else None
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self.copied: torch.cuda.Event | None = None  # after the copy of the state, until the next update waits for it
+        self.copy_event: torch.cuda.Event | None = (
+            None  # after the copy of the state, until the next update waits for it
+        )
         self.copy_stream = torch.cuda.Stream() if ctx.device.type == "cuda" and not ctx.sharded else None
         self.update_hook = optimizer.register_step_pre_hook(self._before_update) if self.copy_stream else None
-        self.pending: Pending | None = None
+        self.pending: PendingCheckpoint | None = None
         self.reported = False  # whether `poll` has reported the failure of what is pending
         self.newest = run.checkpoint
         self.saved = start
-        self.before = start  # `saved` before the pending checkpoint
-        self.began = time.monotonic()
+        self.previously_saved = start  # `saved` before the pending checkpoint
+        self.start_time = time.monotonic()
 
     def is_overdue(self) -> bool:
         """Whether the run has trained for `FIRST_CHECKPOINT_S` without a checkpoint, by the clock of this process."""
-        return self.newest is None and time.monotonic() - self.began > FIRST_CHECKPOINT_S
+        return self.newest is None and time.monotonic() - self.start_time > FIRST_CHECKPOINT_S
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint belongs after `step` steps, by the config."""
@@ -134,11 +136,11 @@ class Checkpointer:
         """
         self._require_finite(step)
         problem = self.wait()
-        self.before, self.saved = self.saved, step
+        self.previously_saved, self.saved = self.saved, step
         try:
             self._start(step)
         except TubeletError as error:
-            self.saved = self.before
+            self.saved = self.previously_saved
             if required or self.newest is None:
                 raise
             return "; ".join(filter(None, (problem, str(error))))
@@ -167,7 +169,7 @@ class Checkpointer:
         return None if error is None or isinstance(error, FileError) else str(error)
 
     def _error_so_far(self) -> TubeletError | None:
-        if self.pending is None or self.pending.end is None or not self.pending.end.done():
+        if self.pending is None or self.pending.future is None or not self.pending.future.done():
             return None
         return self.pending.error()
 
@@ -193,7 +195,7 @@ class Checkpointer:
             else:
                 self._require_written()
         except TubeletError as error:
-            self.saved = self.before
+            self.saved = self.previously_saved
             if required or self.newest is None or not isinstance(error, FileError):
                 raise
             return None if reported else str(error)
@@ -215,7 +217,7 @@ class Checkpointer:
     def _start(self, step: int) -> None:
         if self.group is None:
             path = self.run / "checkpoints" / f"step-{step:09d}.safetensors"
-            self.pending = Pending(path, self._start_full(step) if self.ctx.is_rank0 else None)
+            self.pending = PendingCheckpoint(path, self._start_full(step) if self.ctx.is_rank0 else None)
             return
         from tubelet.checkpoint.dcp import async_save
 
@@ -224,12 +226,12 @@ class Checkpointer:
         state = training_state(self.model, self.optimizer)
         finished = partial(prune_checkpoints, self.run, self.config.keep_checkpoints, self.config.keep_every)
         written = async_save(state, path, make_header(step, self.config), self.group, finished)
-        self.pending = Pending(path, written)
+        self.pending = PendingCheckpoint(path, written)
 
     def _require_finite(self, step: int) -> None:
-        wrong = (~all_finite(list(training_state(self.model, self.optimizer).values()))).float()
-        self.ctx.all_reduce(wrong)
-        if wrong.item():
+        non_finite = (~all_finite(list(training_state(self.model, self.optimizer).values()))).float()
+        self.ctx.all_reduce(non_finite)
+        if non_finite.item():
             raise TrainingError(
                 f"weights or moments are not finite after step {step}, so that no checkpoint is written and the run "
                 "stops: lower the learning rate (--lr) and continue from the checkpoint before with --resume"
@@ -245,7 +247,7 @@ class Checkpointer:
             failed: Future[Any] = Future()
             failed.set_exception(error)
             return failed
-        return self.writer.submit(self._write_full, step, state, adapters, self.copied)
+        return self.writer.submit(self._write_full, step, state, adapters, self.copy_event)
 
     @contextmanager
     def _copying(self) -> Iterator[None]:
@@ -256,14 +258,14 @@ class Checkpointer:
         self.copy_stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.copy_stream):
             yield
-            self.copied = torch.cuda.Event()
-            self.copied.record()
+            self.copy_event = torch.cuda.Event()
+            self.copy_event.record()
 
     def _before_update(self, *_: Any) -> None:
         """The device must not change what it still copies."""
-        if self.copied is not None:
-            torch.cuda.current_stream().wait_event(self.copied)
-            self.copied = None
+        if self.copy_event is not None:
+            torch.cuda.current_stream().wait_event(self.copy_event)
+            self.copy_event = None
 
     def _write_full(
         self, step: int, state: Mapping[str, Tensor], adapters: Mapping[str, Tensor], copied: torch.cuda.Event | None

@@ -11,7 +11,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-_FIRST_STEPS = 10  # they compile, and find batches that were made before the run began
+_WARMUP_STEPS = 10  # they compile, and find batches that were made before the run began
 _REPORTED_STEPS = 20  # steps after those by which rates are reported once
 _WINDOW, _MAX_WAIT_FRACTION = 50, 0.2  # an alert above that fraction of the time of so many steps
 
@@ -26,7 +26,7 @@ class StepTimer:
 
     def restart(self) -> None:
         """Start a step now; what was done since the last one does not count."""
-        self.began = time.perf_counter()
+        self.start_time = time.perf_counter()
         self.ended: torch.cuda.Event | None = None  # of the step before, on the device
 
     def data_arrived(self, requested_at: float) -> None:
@@ -35,7 +35,7 @@ class StepTimer:
         Args:
             requested_at: When the data were requested, by `time.perf_counter`.
         """
-        self.waited = time.perf_counter() - requested_at
+        self.data_wait = time.perf_counter() - requested_at
         self.started = self._event()
 
     def lap(self, samples: int) -> dict[str, Any]:
@@ -49,10 +49,10 @@ class StepTimer:
             from step to step that the device had nothing to do between the two.
         """
         before, started = self.ended, self.started
-        start_time, self.began = self.began, time.perf_counter()
+        start_time, self.start_time = self.start_time, time.perf_counter()
         self.ended = ended = self._event()
-        elapsed = self.began - start_time
-        metrics: dict[str, Any] = {"clips_per_s": samples / elapsed, "data_wait_fraction": self.waited / elapsed}
+        elapsed = self.start_time - start_time
+        metrics: dict[str, Any] = {"clips_per_s": samples / elapsed, "data_wait_fraction": self.data_wait / elapsed}
         if before is not None and started is not None and ended is not None:
             metrics["device_wait_fraction"] = lambda: before.elapsed_time(started) / before.elapsed_time(ended)
         return metrics
@@ -79,8 +79,8 @@ class DataMonitor:
         self.workers, self.samples, self.alert = workers, samples, alert
         self.steps = 0
         self.waits: deque[float] = deque(maxlen=_WINDOW)  # fractions of a step's time
-        self.made: deque[float] = deque(maxlen=_WINDOW)  # seconds that one worker takes for a step's samples
-        self.taken: deque[float] = deque(maxlen=_WINDOW)  # seconds of a step without its wait
+        self.worker_seconds: deque[float] = deque(maxlen=_WINDOW)  # seconds that one worker takes for a step's samples
+        self.device_seconds: deque[float] = deque(maxlen=_WINDOW)  # seconds of a step without its wait
         self.alerted = self.reported_short = False
 
     def observe(self, row: Mapping[str, Any], step_samples: int) -> None:
@@ -98,13 +98,13 @@ class DataMonitor:
                 "rate; further ones are counted in metrics.jsonl (short_clips)",
                 *(row["step"], row["short_clips"]),
             )
-        if self.steps <= _FIRST_STEPS:
+        if self.steps <= _WARMUP_STEPS:
             return
         wait = row.get("device_wait_fraction", row["data_wait_fraction"])
         self.waits.append(wait)
-        self.made.append(row["data_seconds"])
-        self.taken.append(step_samples / row["clips_per_s"] * (1 - wait))
-        if self.steps == _FIRST_STEPS + _REPORTED_STEPS:
+        self.worker_seconds.append(row["data_seconds"])
+        self.device_seconds.append(step_samples / row["clips_per_s"] * (1 - wait))
+        if self.steps == _WARMUP_STEPS + _REPORTED_STEPS:
             logger.info("data: %s, measured over %d steps", self.rates(), _REPORTED_STEPS)
         fraction = fmean(self.waits)
         if not self.alerted and len(self.waits) == _WINDOW and fraction > _MAX_WAIT_FRACTION:
@@ -118,12 +118,12 @@ class DataMonitor:
 
     def rates(self) -> str:
         """Samples a second that this process's workers make, and that its device takes."""
-        made = max(self.workers, 1) * self.samples / max(fmean(self.made), 1e-9)
-        taken = self.samples / max(fmean(self.taken), 1e-9)
-        who = (
+        worker_rate = max(self.workers, 1) * self.samples / max(fmean(self.worker_seconds), 1e-9)
+        device_rate = self.samples / max(fmean(self.device_seconds), 1e-9)
+        workers = (
             f"{self.workers} worker{'s' * (self.workers != 1)}"
             if self.workers
             else "the training process (--workers 0)"
         )
         verb = "make" if self.workers > 1 else "makes"
-        return f"{who} {verb} {made:,.1f} samples/s and the device takes {taken:,.1f}"
+        return f"{workers} {verb} {worker_rate:,.1f} samples/s and the device takes {device_rate:,.1f}"

@@ -1,9 +1,9 @@
-"""The processes of a run: rendezvous, collectives, agreement on signals and bad files, and a joint shutdown.
+"""The processes of a run: rendezvous, collectives, exchange of signals and bad files, and shutdown.
 
 Each process holds the whole model (unless it is sharded) and takes its share of every step's samples. Gradients are
 summed once a step, during the last backward pass (`tubelet.train.gradient_sum`).
 
-Bad files, signals and errors travel between hosts by gloo, so that devices never wait for them.
+Bad files, signals and errors are exchanged between hosts by gloo, so that devices never wait for them.
 """
 
 import os
@@ -31,49 +31,49 @@ from tubelet.launch import read_launch
 from tubelet.train.gradient_sum import GradientSum
 from tubelet.train.signals import STOP_SIGNALS
 
-# How long processes that end wait for one that is ending too.
+# How long a process that exits waits for others that are exiting too.
 SHUTDOWN_GRACE = timedelta(seconds=5)
 
 T = TypeVar("T")
 
 
 class DistContext:
-    """One process among those of a run. In a run of a single process every method returns at once."""
+    """The distributed context of one process. With a single process, collectives return at once."""
 
     def __init__(self, device: torch.device, rank: int = 0, size: int = 1, local_size: int | None = None) -> None:
         """Describe this process.
 
         Args:
-            device: where this process computes.
-            rank: its number, from 0.
-            size: how many there are.
-            local_size: how many of them are on this machine; all, if not given.
+            device: device of this process.
+            rank: rank of this process, from 0.
+            size: number of processes (world size).
+            local_size: number of processes on this machine; None for all.
         """
         self.device = device
         self.rank = rank
         self.world_size = size
         self.local_world_size = size if local_size is None else local_size
-        self.current_op = "the step's own work"  # for the error of a process that waits in vain
+        self.current_op = "the step's own work"  # named in the error message after a timeout
         self.gradient_replicas = size  # processes that hold the same element of the gradient, after it is summed
-        self.gradient_sum: GradientSum | None = None  # of the model that is trained, from its first step on
-        self.upload_stream: torch.cuda.Stream | None = None  # on CUDA, from the first step on
-        self.sharded = False  # whether the model lies in shards, whose gradients are summed as they come
+        self.gradient_sum: GradientSum | None = None  # created in the first step
+        self.upload_stream: torch.cuda.Stream | None = None  # created in the first step, on CUDA
+        self.sharded = False  # whether the model is sharded by FSDP, which reduces gradients itself
 
     def peak_flops(self) -> float | None:
-        """What all devices together could do, where that is known."""
+        """Peak FLOP/s of all devices together; None if unknown."""
         flops = peak_flops(self.device)
         return flops and flops * self.world_size
 
     @property
     def is_rank0(self) -> bool:
-        """Whether this process is the one that writes files and logs to the console."""
+        """Whether this process is rank 0, which writes files and logs to the console."""
         return self.rank == 0
 
     def upload(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Batches on this process's device.
+        """Copy batches to this process's device.
 
-        On CUDA a stream of their own copies them from pinned memory: while the host starts a step, the device computes
-        the one before, and the copies need not wait for that.
+        On CUDA a separate stream copies them from pinned memory, so that the copies of a step overlap with the
+        computation of the step before.
         """
         if self.device.type != "cuda":
             return [batch.to(self.device) for batch in batches]
@@ -101,9 +101,9 @@ class DistContext:
             self._gradient_sum_of(model).arm(kind)
 
     def all_reduce_gradients(self, model: nn.Module) -> None:
-        """Sum the gradients over all processes, in place: each has that of its own samples' share of the loss.
+        """Sum the gradients over all processes, in place; each process has the gradients of its own samples.
 
-        Those of parameters that no sample reached are None everywhere, since each process has every modality.
+        Gradients of parameters that no sample used are None on all processes, since each has every modality.
         """
         self.current_op = "the all-reduce of the gradients"
         if self.world_size > 1 and not self.sharded:
@@ -115,25 +115,25 @@ class DistContext:
         return self.gradient_sum
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with those of the first process."""
+        """Overwrite tensors with those of rank 0."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def all_gather_object(self, thing: T) -> list[T]:
-        """What every process has, in the order of ranks, to all of them; by way of the hosts."""
+    def all_gather_object(self, obj: T) -> list[T]:
+        """Gather an object of every process on all processes, in the order of ranks, through the hosts."""
         self.current_op = "all_gather_object between the hosts"
         if self.world_size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.world_size
-        dist.all_gather_object(things, thing)
-        return things
+            return [obj]
+        objects: list[Any] = [None] * self.world_size
+        dist.all_gather_object(objects, obj)
+        return objects
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
-        """Let the first process do something; all get what it returned, or its error.
+        """Call a function on rank 0; all processes return its result or raise its error.
 
         Raises:
-            TubeletError: that the first process ended in.
+            TubeletError: raised by the function on rank 0.
         """
         self.current_op = "the work of rank 0"
         if self.world_size == 1:
@@ -151,10 +151,10 @@ class DistContext:
         return result
 
     def assert_equal_across_ranks(self, what: str, value: object) -> None:
-        """Make sure that all processes have found the same.
+        """Check that a value is the same on all processes.
 
         Raises:
-            TubeletError: if they have not.
+            TubeletError: if it differs.
         """
         values = self.all_gather_object(value)
         for rank, other in enumerate(values):
@@ -167,7 +167,7 @@ class DistContext:
     def sync_step_status(
         self, data: StepData, known_bad: Container[str], stop: Signals | None, save: bool
     ) -> tuple[StepData, Signals | None, bool]:
-        """Share what one process has found, such as a bad file or a signal, with all others.
+        """Share the status of this process (bad files, signals, failures) with all others.
 
         Args:
             data: this process's share of a step.
@@ -199,23 +199,23 @@ class DistContext:
 
 @contextmanager
 def init_distributed(timeout_s: float) -> Iterator[DistContext]:
-    """Meet the other processes, if a launcher such as torchrun has started this one among several.
+    """Join the process group, if a launcher such as torchrun started this process among several.
 
     An error in any process ends all of them, and one of them reports it.
 
     Args:
-        timeout_s: a process that waits so many seconds for another one gives up.
+        timeout_s: seconds after which a process that waits for another one gives up.
 
     Raises:
-        TubeletError: if there are more processes on this machine than devices, or if a launcher's variables make no
-            sense or lead to no other process.
+        TubeletError: if there are more processes on this machine than devices, or if the launcher's environment
+            variables are invalid or no other process can be reached.
     """
     launch = read_launch()
     if launch is None:
         yield DistContext(pick_device())
         return
     size = launch.size
-    device = _own_device(launch.local_rank)
+    device = _local_device(launch.local_rank)
     timeout = timedelta(seconds=timeout_s)
     try:
         store, rank = _rendezvous(size, timeout)
@@ -241,11 +241,11 @@ def init_distributed(timeout_s: float) -> Iterator[DistContext]:
 
 
 def _rendezvous(size: int, timeout: timedelta) -> tuple[dist.Store, int]:
-    """This process's rank, and a store that all share and that holds nothing yet.
+    """The rank of this process, and an empty store that all processes share.
 
-    torchrun keeps its store over restarts, and what is left in it would send the new processes to the addresses of the
-    old ones (https://github.com/pytorch/pytorch/issues/135712). So each gives itself a name that never was before and
-    tells the first, whose own name, sent back to each, is where all of them begin.
+    torchrun keeps its store over restarts, and its old content would send new processes to the addresses of old ones
+    (https://github.com/pytorch/pytorch/issues/135712). So each process chooses a unique name and sends it to rank 0,
+    whose own unique name, sent back to each, is the prefix under which all of them use the store.
     """
     store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
     name = uuid4().hex
@@ -268,7 +268,7 @@ def _rendezvous(size: int, timeout: timedelta) -> tuple[dist.Store, int]:
     return dist.PrefixStore(name, store), rank
 
 
-def _own_device(local_rank: int) -> torch.device:
+def _local_device(local_rank: int) -> torch.device:
     device = pick_device()
     if device.type != "cuda":
         return torch.device("cpu")  # Apple's MPS is one device, which processes cannot share
@@ -283,10 +283,10 @@ def _own_device(local_rank: int) -> torch.device:
 
 
 def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, timeout: timedelta) -> TubeletError:
-    """Let one of the failing processes report its error; the others wait, since their exit would end it first.
+    """Let one of the failing processes report its error; the others wait for it, since their exit would end it first.
 
-    A process that only lost another one, or waited for it in vain, does not silence the one that knows the cause: that
-    one reports too.
+    A process that only lost its connection to another one, or timed out, does not silence the process that knows the
+    cause: that one reports too.
     """
     rank, size = ctx.rank, ctx.world_size
     with suppress(RuntimeError):
@@ -330,13 +330,13 @@ def _report_once(error: BaseException, store: dist.Store, ctx: DistContext, time
 
 
 def _abort_collectives() -> None:
-    """End NCCL's kernels that wait for other processes: a process that exits meanwhile may hang.
+    """Abort NCCL kernels that wait for other processes: a process that exits while they run may hang.
 
-    In a thread, since the abort itself may hang after an error of the device.
+    In a thread, since the abort itself may hang after a device error.
     """
 
     def abort() -> None:
-        with suppress(Exception):  # the error that is reported matters, not what follows from it
+        with suppress(Exception):  # the original error is reported already
             dist.distributed_c10d._abort_process_group()
 
     thread = Thread(target=abort, daemon=True)
@@ -345,7 +345,7 @@ def _abort_collectives() -> None:
 
 
 def _timeout_message(store: dist.Store, ctx: DistContext, timeout: timedelta) -> str:
-    """Name the ranks that did not join a collective: those that do not exit within seconds too."""
+    """The message of a timeout, with the ranks that did not join: those that do not exit within seconds."""
     others = [rank for rank in range(ctx.world_size) if rank != ctx.rank]
     deadline = time.monotonic() + SHUTDOWN_GRACE.total_seconds()
     try:
@@ -361,7 +361,7 @@ def _timeout_message(store: dist.Store, ctx: DistContext, timeout: timedelta) ->
     )
 
 
-# What gloo, NCCL and the store say when another process is gone, whatever else they call the error.
+# Messages of gloo, NCCL and the store when another process is gone; the classes of these errors vary.
 _LOST_PEER = re.compile(
     "Connection closed by (remote )?peer|Connection reset by peer|Connection was likely closed|Broken pipe"
     "|Connection refused|remote process exited|ncclRemoteError",
@@ -370,7 +370,7 @@ _LOST_PEER = re.compile(
 
 
 def _is_lost_peer(error: BaseException) -> bool:
-    """Whether a collective failed since another process is gone: only what the text says so of, no other error."""
+    """Whether a collective failed because another process is gone, according to the text of the error."""
     return isinstance(error, RuntimeError) and _LOST_PEER.search(_one_line(error)) is not None
 
 

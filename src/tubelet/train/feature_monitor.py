@@ -26,24 +26,24 @@ def predicted_width(config: ModelConfig) -> int:
 
 
 def collapse_detector(config: ModelConfig) -> CollapseDetector:
-    """The watch over a model's figures."""
+    """A collapse detector for the feature metrics of a model."""
     return CollapseDetector(config.width, predicted_width(config))
 
 
 class FeatureMonitor:
     """Measures every level of the teacher on a batch, and the predictions under its first mask.
 
-    Predictions are captured in the step's own forward pass, which saves another one and calls nothing that is compiled
-    or sharded in another way than in the step.
+    Predictions are captured by a hook in the forward pass of the step: a second pass would cost time, and would run
+    compiled or sharded modules in another way than the step does.
     """
 
     def __init__(self, model: VJEPA, config: TrainConfig, ctx: DistContext) -> None:
         """Store what is monitored.
 
         Args:
-            model: whose features.
+            model: student, predictor and teacher.
             config: the run.
-            ctx: the run's processes, whose tokens are looked at together.
+            ctx: the processes of the run; the metrics are over the tokens of all of them.
         """
         self.model, self.config, self.ctx = model, config, ctx
         self.predicted: Tensor | None = None
@@ -51,11 +51,11 @@ class FeatureMonitor:
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="features")  # starts its thread when it is needed
 
     def arm(self, modality: Modality) -> None:
-        """Capture the next prediction of a modality; to be called before a step."""
+        """Capture the next prediction for a modality; call this before a step."""
         self.modality = modality
-        self.hook = self.model.predictor.register_forward_hook(self._catch)
+        self.hook = self.model.predictor.register_forward_hook(self._capture)
 
-    def _catch(self, module: nn.Module, inputs: Any, outputs: list[tuple[Tensor, Tensor]]) -> None:
+    def _capture(self, module: nn.Module, inputs: Any, outputs: list[tuple[Tensor, Tensor]]) -> None:
         masked: list[MaskedGrid] = inputs[1]
         matching = (output for output, each in zip(outputs, masked, strict=True) if each.modality == self.modality)
         output = next(matching, None)
@@ -65,26 +65,26 @@ class FeatureMonitor:
             self.predicted = subsample_tokens(output[0].detach(), self.ctx.world_size)
 
     def close(self) -> None:
-        """Begin nothing more; without waiting, since after an error a device may never come to what is waited for."""
+        """Cancel pending computations, without waiting: after an error the device may never complete."""
         self.executor.shutdown(wait=False, cancel_futures=True)
 
     def compute(self, batch: Batch) -> dict[str, float | Callable[[], float]]:
         """Effective rank and channel spread of each level, all processes' tokens together; after the step.
 
-        The device only multiplies and adds. Eigenvalues are the host's work, in a thread where the device is a CUDA
-        device: there they would take the stream longer than a step does, and on MPS they do not exist. The first
-        process computes them, since it writes the metrics; on the others they are nan.
+        The device computes second moments, and the host their eigenvalues: on CUDA those would occupy the stream for
+        longer than a step (they are computed in a thread), and MPS does not support them. Rank 0, which writes the
+        metrics, computes them; on other ranks they are nan.
 
         Args:
-            batch: of the modality that was captured.
+            batch: a batch of the captured modality.
 
         Returns:
-            by the metrics' names, their values, or functions that wait for them.
+            metric name -> value, or a function that waits for the value.
         """
         moments, shapes = self.second_moments(batch)
         names = [
-            level_prefix(who, level, shape[0]) + name
-            for who, shape in zip(("teacher", "predictor"), shapes, strict=True)
+            level_prefix(network, level, shape[0]) + name
+            for network, shape in zip(("teacher", "predictor"), shapes, strict=True)
             for level in range(1, shape[0] + 1)
             for name in FEATURE_METRICS
         ]
@@ -100,14 +100,14 @@ class FeatureMonitor:
 
     @torch.no_grad()
     def second_moments(self, batch: Batch) -> tuple[Tensor, list[tuple[int, int]]]:
-        """What the metrics are computed from, of all processes, on the device; nothing waits for it.
+        """Second moments of the features of all processes, on the device, without synchronization.
 
         Args:
-            batch: of the modality that was captured.
+            batch: a batch of the captured modality.
 
         Returns:
-            one vector: the numbers of the teacher's and the predictor's tokens, then of each level of both the (D, D)
-            products of centered channels, summed over tokens. And (L, D) of both.
+            a vector: the numbers of tokens of teacher and predictor, then for each level of both the (D, D) products
+            of centered channels, summed over tokens; and the shapes (L, D) of teacher and predictor.
         """
         with autocast(self.config, self.ctx.device):
             pixels = batch.pixels.to(self.ctx.device, non_blocking=True)

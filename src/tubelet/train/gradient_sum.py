@@ -1,8 +1,8 @@
-"""Sums of gradients over the processes of a run, bucket by bucket, while the last backward pass of a step still runs.
+"""All-reduce of gradients in buckets, overlapped with the last backward pass of a step.
 
 A step may run several backward passes, and a gradient is final in the last one: `GradientSum.arm` is called before it.
-From then on a bucket's all-reduce starts as soon as all of its gradients are final, as that of DistributedDataParallel
-does. DistributedDataParallel itself expects one forward and one backward pass a step, through its own `forward`.
+From then on the all-reduce of a bucket starts as soon as all of its gradients are final, as in DistributedDataParallel,
+which itself cannot be used here: it expects one forward and one backward pass per step, through its own `forward`.
 """
 
 from collections import deque
@@ -14,23 +14,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET_BYTES = 64 * 2**20
-# Buckets that are copied and being summed: with two, one is copied while the other one is summed.
+# Buckets in flight: with two, one is copied while the other one is summed.
 MAX_IN_FLIGHT = 2
 
 
 class GradientSum:
     """All-reduces the gradients of parameters, in place.
 
-    All processes start buckets in the same order, that of the parameters from the last to the first, which is about the
-    order in which their gradients become final. Which parameters the last pass reaches (not the tokenizer of the other
-    modality, for instance) is learned in the first step: its buckets start after the pass.
+    All processes start buckets in the same order: parameters from the last to the first, which is about the order in
+    which their gradients become final. The first step records which parameters the last pass uses (not the tokenizer
+    of the other modality, for instance); in that step, all buckets start after the pass.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         """Register a hook with each parameter that is trained.
 
         Args:
-            parameters: the same, in the same order, in all processes; those without a gradient are left out.
+            parameters: parameters in the same order on all processes; those that require no gradient are ignored.
         """
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         self.buckets = list(_buckets(trained[::-1]))
@@ -45,14 +45,14 @@ class GradientSum:
         self.armed = False
         self.kind: Hashable = None
         self.seen: set[nn.Parameter] = set()
-        self.missing: list[int] | None = None  # of each bucket; None where the last pass is not known yet
+        self.missing: list[int] | None = None  # number of pending gradients of each bucket; None in the first step
         self.started = 0
 
     def arm(self, kind: Hashable) -> None:
         """Start buckets from now on: the next backward pass is the step's last.
 
         Args:
-            kind: passes of the same kind reach the same parameters.
+            kind: identifies the pass; passes of the same kind use the same parameters.
         """
         self.armed, self.kind = True, kind
         if (reached := self.reached.get(kind)) is not None:
@@ -60,7 +60,7 @@ class GradientSum:
             self._start_complete()
 
     def finish(self) -> None:
-        """Sum what is left, and wait: every gradient is that of all processes afterward."""
+        """Sum the remaining buckets, and wait; afterward every gradient is the sum over all processes."""
         while self.started < len(self.buckets):
             self._start()
         while self.in_flight:
@@ -105,7 +105,7 @@ class GradientSum:
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parts of a list, each of about `BUCKET_BYTES`, so that communication neither stutters nor needs much memory."""
+    """Split parameters into buckets of about `BUCKET_BYTES` each."""
     bucket: list[nn.Parameter] = []
     size = 0
     for parameter in parameters:

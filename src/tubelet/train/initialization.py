@@ -1,4 +1,4 @@
-"""What a run begins with: random weights or a checkpoint's, adapters if asked for, and whom a distillation follows."""
+"""Initial weights of a run: random or from a checkpoint; LoRA adapters; the frozen teacher of a distillation."""
 
 import dataclasses
 from pathlib import Path
@@ -23,22 +23,22 @@ from tubelet.vjepa import VJEPA
 DISTILLED_PREDICTOR_DEPTH = 12
 
 
-def config_from_checkpoint(what: str) -> ModelConfig:
-    """The sizes with which a checkpoint's pre-training can go on.
+def config_from_checkpoint(source: str) -> ModelConfig:
+    """The model configuration to continue pre-training from a checkpoint.
 
-    Those of a distilled release predict a larger teacher's last level; trained on, it is its own teacher, at all
-    levels, and its predictor begins anew.
+    A distilled release predicts the last level of a larger teacher. When its training continues, it predicts all levels
+    of its own EMA teacher, with a new predictor.
     """
-    sizes = _trained(what)[1].config
-    if sizes.prediction_width != sizes.num_output_levels * sizes.width:
-        predictor = dataclasses.replace(sizes.predictor, output_width=None, rescale_rope=True)
-        return dataclasses.replace(sizes, output_levels=None, predictor=predictor)
-    return sizes
+    config = _load_source(source)[1].config
+    if config.prediction_width != config.num_output_levels * config.width:
+        predictor = dataclasses.replace(config.predictor, output_width=None, rescale_rope=True)
+        return dataclasses.replace(config, output_levels=None, predictor=predictor)
+    return config
 
 
-def _trained(what: str) -> tuple[Path, VJEPA, bool]:
-    """What `init_from` names: its file, the model in it, and whether that is only an encoder, the rest at random."""
-    path = resolve_checkpoint(what) if released_name(what) else Path(what)
+def _load_source(source: str) -> tuple[Path, VJEPA, bool]:
+    """Load `init_from`: its file, the model, and whether the file has only an encoder (then the rest is random)."""
+    path = resolve_checkpoint(source) if released_name(source) else Path(source)
     if not is_encoder_file(path):
         path = find_checkpoint(path)
         return path, load_vjepa(path)[0], False
@@ -50,9 +50,9 @@ def _trained(what: str) -> tuple[Path, VJEPA, bool]:
 
 
 def distillation_config(student: ModelConfig, teacher: ModelConfig) -> ModelConfig:
-    """The sizes of a student that predicts the last level of a frozen model, as those of the distilled releases.
+    """The configuration of a student that predicts the last level of a frozen teacher, as the distilled releases do.
 
-    A distilled ViT-L has a predictor of 12 blocks where the pre-trained one has 24 (docs/system.md, the family).
+    A distilled ViT-L has a predictor of 12 blocks where the pre-trained one has 24 (docs/system.md).
     """
     predictor = dataclasses.replace(
         student.predictor,
@@ -66,12 +66,12 @@ def distillation_config(student: ModelConfig, teacher: ModelConfig) -> ModelConf
 
 
 def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone | None:
-    """The frozen model that a distillation follows, on the device; None without one.
+    """The frozen teacher of a distillation, on the device; None for other runs.
 
-    Where the run computes in bf16, matrices are kept in it: autocast would round them to the same in every pass.
+    In a bf16 run its matrices are stored in bf16: autocast would round them to the same values in every pass.
 
     Raises:
-        TubeletError: if it cannot be loaded, or cuts inputs into another grid than the student does.
+        TubeletError: if it cannot be loaded, or its token grid, channels or width do not match the student.
     """
     if config.distill_from is None:
         return None
@@ -102,10 +102,12 @@ def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone |
 
 
 class InitSource(NamedTuple):
-    """A trained model that a run begins with, and the parts that it takes from it.
+    """The checkpoint that a run starts from.
 
-    The file, not the run that it is of: that one may go on, and have newer ones by the time that moments are read.
-    `adapted_from` is the number of its channels where its first layer was adapted to another number.
+    Attributes:
+        path: the checkpoint file itself, since its run may write newer ones before the moments are read.
+        parts: names of the modules that were loaded from it.
+        adapted_from: number of input channels of the checkpoint, if its first layer was adapted to another number.
     """
 
     path: Path
@@ -114,14 +116,14 @@ class InitSource(NamedTuple):
 
 
 def init_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, InitSource | None]:
-    """The model of a run's first step, on the CPU.
+    """The initial model of a run, on the CPU.
 
     Args:
         config: the run.
-        resumed: whether a checkpoint of the run itself will be loaded into it: then only its structure matters.
+        resumed: whether a checkpoint of the run itself will be loaded into the model, so that weights do not matter.
 
     Returns:
-        the model, and where its weights come from if they are not random.
+        the model, and the source of its weights; None if they are random.
 
     Raises:
         TubeletError: if the checkpoint does not fit the config's sizes.
@@ -142,19 +144,19 @@ def init_model(config: TrainConfig, resumed: bool) -> tuple[VJEPA, InitSource | 
 
 
 def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
-    """Go on with AdamW's moments too, for what was taken over, where the checkpoint has them.
+    """Load AdamW's moments for the modules that were loaded from a checkpoint, if it has them.
 
     Args:
-        origin: where the model's weights come from.
-        model: the model, placed as it is trained.
+        origin: source of the weights.
+        model: the model, on its devices.
         optimizer: its optimizer.
 
     Returns:
-        a sentence about what the run begins with.
+        a log message about the initial state of the run.
     """
-    weights_alone = origin.path.suffix == ".pt" or is_encoder_file(origin.path)
+    weights_only = origin.path.suffix == ".pt" or is_encoder_file(origin.path)
     fitting = [part for part in origin.parts if part != "student" or origin.adapted_from is None]
-    loaded = set() if weights_alone else load_optimizer_moments(origin.path, model, optimizer, fitting)
+    loaded = set() if weights_only else load_optimizer_moments(origin.path, model, optimizer, fitting)
     message = f"starting from {origin.path}, "
     if loaded >= set(origin.parts):
         message += "AdamW's moments included"
@@ -168,8 +170,8 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
     return message
 
 
-def _load_init_weights(model: VJEPA, what: str) -> InitSource:
-    path, source, encoder_alone = _trained(what)
+def _load_init_weights(model: VJEPA, source_name: str) -> InitSource:
+    path, source, encoder_only = _load_source(source_name)
     ours, theirs = (
         dataclasses.replace(m.config, output_levels=None, predictor=model.config.predictor) for m in (model, source)
     )
@@ -178,12 +180,14 @@ def _load_init_weights(model: VJEPA, what: str) -> InitSource:
             continue
         a, b = getattr(ours, field.name), getattr(theirs, field.name)
         if a != b:
-            raise ConfigError(f"{what}: its encoder has {field.name} {b}, the run asks for {a}: leave --model out")
+            raise ConfigError(
+                f"{source_name}: its encoder has {field.name} {b}, the run asks for {a}: leave --model out"
+            )
     for part, trained in ((model.student, source.student), (model.teacher, source.teacher)):
         part.load_state_dict(adapt_channels(trained.state_dict(), theirs.channels, ours.channels))
     adapted_from = theirs.channels if theirs.channels != ours.channels else None
     targets = [(m.config.predictor, m.config.num_output_levels) for m in (model, source)]
-    if encoder_alone or targets[0] != targets[1]:
+    if encoder_only or targets[0] != targets[1]:
         return InitSource(path, ("student",), adapted_from)
     model.predictor.load_state_dict(source.predictor.state_dict())
     return InitSource(path, ("student", "predictor"), adapted_from)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class BufferedRow(NamedTuple):
-    """A row whose numbers may still be on their way.
+    """A row whose values may still be in transfer from the device.
 
     Attributes:
-        row: the step's metrics; some of them are functions.
-        names: names of those that were tensors.
-        values: their values, in host memory once they have arrived.
-        arrived: event after their copy; None where they are there.
+        row: metrics of the step; some are functions, called once the device has done the step.
+        names: names of the metrics that are tensors.
+        values: values of these, in host memory; valid after `arrived`.
+        arrived: CUDA event after the copy; None if the values are valid already.
         delay: number of later rows that this one, and those after it, wait for.
     """
 

@@ -1,4 +1,4 @@
-"""Whether all masks of a step go through the model in one pass or one after the other, by what that takes."""
+"""Whether all masks of a step go through the model in one pass, or one after the other, by the memory needed."""
 
 import torch
 
@@ -7,20 +7,20 @@ from tubelet.data.masks import mean_mask_lengths, token_grid
 from tubelet.grid import Modality
 from tubelet.vjepa import VJEPA
 
-# Of a device's memory, what state and activations may take by these estimates, which are good to a fifth.
+# Fraction of a device's memory that state and activations may take by these estimates, whose error is up to 20 %.
 _MEMORY_FRACTION = 0.7
-# On a CPU, activations of all masks up to which one pass is faster: what one pass saves there is the threads' waits for
-# each other at the end of each operator, which larger operators make small. Measured in docs/performance.md.
+# On a CPU, one pass is faster up to this size of the activations: it saves the synchronization of threads after each
+# operator, which matters less for larger operators. Measured in docs/performance.md.
 _CPU_BYTES = 2**30
 
 
 def should_pack(
     config: TrainConfig, model: VJEPA, counts: dict[Modality, int], memory: int | None, processes: int, state: int
 ) -> bool:
-    """Whether a run packs its masks: as the config has it or, if it is silent, where memory suffices.
+    """Whether a run packs its masks: `config.pack_masks` or, if that is None, whether memory suffices.
 
-    One pass in place of one a mask and modality saves more than half of a step's kernels, which is time where a device
-    waits for its host to start them: on CUDA. On another kind of device it pays where a step is small.
+    One pass instead of one per mask and modality launches less than half as many kernels. That saves time on CUDA where
+    the device waits for the host to launch them, and on other devices where a step is small.
 
     Args:
         config: The run.
@@ -46,7 +46,7 @@ def device_memory(device: torch.device) -> int | None:
 def packed_bytes(config: TrainConfig, model: VJEPA, counts: dict[Modality, int], processes: int) -> float:
     """Bytes of the activations of a packed pass on one device, approximately."""
     size = config.model.predictor
-    low = 4 if config.precision == "fp32" else 2
+    element_bytes = 4 if config.precision == "fp32" else 2
     lengths = mean_mask_lengths(config, counts)
     total = 0.0
     for modality, count in counts.items():
@@ -54,17 +54,19 @@ def packed_bytes(config: TrainConfig, model: VJEPA, counts: dict[Modality, int],
         targets = 2 * 4 * token_grid(config, modality).tokens * config.model.prediction_width  # levels, and joined
         total += samples * targets
         for context, target in lengths[modality]:
-            student = model.config.depth * _block_bytes(config, model.config.width, model.config.mlp_ratio, low)
-            predictor = size.depth * _block_bytes(config, size.width, size.mlp_ratio, low)
-            predictions = config.model.prediction_width * (low + 2 * 4)  # and their errors in fp32
+            student = model.config.depth * _block_bytes(
+                config, model.config.width, model.config.mlp_ratio, element_bytes
+            )
+            predictor = size.depth * _block_bytes(config, size.width, size.mlp_ratio, element_bytes)
+            predictions = config.model.prediction_width * (element_bytes + 2 * 4)  # and their errors in fp32
             total += samples * (context * student + (context + target) * (predictor + predictions))
     return total
 
 
-def _block_bytes(config: TrainConfig, width: int, mlp_ratio: float, low: int) -> float:
-    """Bytes a token that a block keeps for its backward pass."""
+def _block_bytes(config: TrainConfig, width: int, mlp_ratio: float, element_bytes: int) -> float:
+    """Bytes per token that a block stores for its backward pass."""
     if config.activation_checkpointing:
         return 4.0 * width
     # Two residual streams in fp32; in low precision two norms, qkv, rotated qk, attention joined and in segments, and
     # the MLP before and after its GELU.
-    return width * (2 * 4 + low * (2 + 3 + 2 + 2 + 2 * mlp_ratio))
+    return width * (2 * 4 + element_bytes * (2 + 3 + 2 + 2 + 2 * mlp_ratio))

@@ -43,13 +43,13 @@ class ProgressLine:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             speed_estimate_period=_RATE_SECONDS,
             disable=not self.on_terminal,
         )
-        self.task = self.bar.add_task("train", total=steps, completed=start, figures="")
+        self.task = self.bar.add_task("train", total=steps, completed=start, metrics="")
 
     def __enter__(self) -> "ProgressLine":
         self.bar.start()
@@ -60,21 +60,21 @@ class ProgressLine:
 
     def show(self, row: dict[str, Any]) -> None:
         """Bring the line up to one step's metrics."""
-        figures = (
+        text = (
             f"loss {row['loss']:.4f}  lr {row['lr']:.1e}  {row['clips_per_s']:.1f} clips/s  "
             f"wait {100 * row.get('device_wait_fraction', row['data_wait_fraction']):.0f}%"
         )
         if self.peak_flops:
-            figures += f"  MFU {1e14 * row['tflop_per_s'] / self.peak_flops:.0f}%"
+            text += f"  MFU {1e14 * row['tflop_per_s'] / self.peak_flops:.0f}%"
         if row["bad_files"]:
-            figures += f"  [yellow]{row['bad_files']} bad files[/yellow]"
+            text += f"  [yellow]{row['bad_files']} bad files[/yellow]"
         if row["skipped_steps"]:
-            figures += f"  [yellow]{row['skipped_steps']} skipped steps[/yellow]"
+            text += f"  [yellow]{row['skipped_steps']} skipped steps[/yellow]"
         if row["rewinds"]:
-            figures += f"  [yellow]{row['rewinds']} rewinds[/yellow]"
+            text += f"  [yellow]{row['rewinds']} rewinds[/yellow]"
         if row["failed_saves"]:
-            figures += f"  [red]{row['failed_saves']} failed saves[/red]"
-        self.bar.update(self.task, completed=row["step"], figures=figures)
+            text += f"  [red]{row['failed_saves']} failed saves[/red]"
+        self.bar.update(self.task, completed=row["step"], metrics=text)
         if self.on_terminal:
             return
         now, step = time.monotonic(), row["step"]
@@ -85,4 +85,4 @@ class ProgressLine:
             remaining = (
                 f"  {duration((now - start_time) / (step - first) * (self.steps - step))} left" if step > first else ""
             )
-            logger.info("step %d/%d  %s%s", step, self.steps, Text.from_markup(figures).plain, remaining)
+            logger.info("step %d/%d  %s%s", step, self.steps, Text.from_markup(text).plain, remaining)

@@ -63,7 +63,7 @@ class RunDirectory:
         sources: str = "",
         sample: Mapping[str, int] | None = None,
     ) -> None:
-        """Read a run directory; nothing is written before `begin`.
+        """Read a run directory; nothing is written before `restore`.
 
         Args:
             path: the folder.
@@ -110,7 +110,7 @@ class RunDirectory:
         self.write_error = ""
         self.alerts: list[dict[str, Any]] = read_alerts(path)
 
-    def begin(self, step: int, on_row: Callable[[dict[str, Any]], None]) -> None:
+    def restore(self, step: int, on_row: Callable[[dict[str, Any]], None]) -> None:
         """Write the config, and keep the metrics and alerts of the first `step` steps.
 
         A resumed run writes those after it anew.

@@ -1,9 +1,9 @@
-"""Where a model lies: whole on every device, or cut into shards over several (FSDP2).
+"""Placement of a model: replicated on every device (DDP), or sharded over several (FSDP2).
 
-Sharded, a block's weights are gathered just before it computes and let go just after. Student, predictor and teacher
-are cut alike, block by block, so that the teacher's update stays within each process's shards. A step runs backward
-once for each mask, or once if they are packed; each of these passes reduces its gradients into the shards, since whole
-gradients would need the memory that sharding is there to save.
+If sharded, the weights of a block are gathered just before it computes and freed just after. Student, predictor and
+teacher are sharded alike, block by block, so that the teacher's update is local to each process. A step runs one
+backward pass for each mask, or one in all if masks are packed; each pass reduces its gradients into the shards, since
+whole gradients would need the memory that sharding saves.
 """
 
 import warnings
@@ -23,23 +23,23 @@ from tubelet.vjepa import VJEPA, local_shard
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-# Share of a device's memory that weights, gradients and moments may take; activations need the rest.
+# Fraction of a device's memory that weights, gradients and moments may take; activations need the rest.
 STATE_FRACTION = 0.6
 
 
 def training_bytes(model: VJEPA) -> int:
-    """What a model's training state takes: fp32 weights, and of those that are trained a gradient and two moments."""
+    """Bytes of the training state: fp32 weights, and a gradient and two moments for each that is trained."""
     return sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
 
 
 def pick_parallel(model: VJEPA, config: TrainConfig, ctx: DistContext) -> str:
-    """Which way of sharing the work: what the config asks for, or what the devices' memory asks for.
+    """The kind of parallelism: `config.parallel` or, for "auto", the kind that the memory of the devices allows.
 
     Returns:
         "ddp" (also for a single process), "fsdp" or "hsdp".
 
     Raises:
-        TubeletError: if the config asks for what cannot be.
+        TubeletError: if the requested kind is not possible.
     """
     if config.parallel == "auto":
         if ctx.world_size == 1 or ctx.device.type != "cuda" or config.lora_rank:
@@ -63,13 +63,13 @@ def pick_parallel(model: VJEPA, config: TrainConfig, ctx: DistContext) -> str:
 
 
 def choose_parallel(state: int, memory: int, processes: int, local: int) -> str:
-    """What fits: the model whole on each device, in shards on each machine, or in shards over all.
+    """The kind of parallelism that fits: replicas, shards within each machine, or shards over all machines.
 
     Args:
         state: bytes of the training state.
-        memory: bytes of a device.
-        processes: how many there are.
-        local: how many of them are on a machine.
+        memory: bytes of memory of a device.
+        processes: number of processes.
+        local: number of processes on each machine.
     """
     room = STATE_FRACTION * memory
     if state <= room:
@@ -78,17 +78,17 @@ def choose_parallel(state: int, memory: int, processes: int, local: int) -> str:
 
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Whether every number is finite in what this process holds of some tensors, as a scalar on their device."""
+    """Whether all elements of this process's shards of some tensors are finite, as a scalar on their device."""
     return local_norms([local_shard(tensor) for tensor in tensors], torch.inf).isfinite().all()
 
 
 def local_norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
-    """(K,) the norm of each of K tensors, of any shapes, those without elements left out."""
+    """(K,) norms of K tensors of any shapes; tensors without elements are ignored."""
     return torch.stack(torch._foreach_norm([tensor for tensor in tensors if tensor.numel()], order))
 
 
 def to_device_or_shard(model: VJEPA, parallel: str, config: TrainConfig, ctx: DistContext) -> None:
-    """Move a model from the CPU to the run's devices, whole or in shards."""
+    """Move a model from the CPU to the devices of the run, replicated or sharded."""
     if parallel == "ddp":
         model.to(ctx.device)
         ctx.broadcast(model.parameters())  # equal seeds round differently on different processors
@@ -99,17 +99,17 @@ def to_device_or_shard(model: VJEPA, parallel: str, config: TrainConfig, ctx: Di
 
 
 def apply_fsdp(model: VJEPA, mesh: "DeviceMesh", dtype: torch.dtype) -> None:
-    """Cut a model into shards, in place.
+    """Shard a model, in place.
 
     Args:
-        model: whole, with the same weights on every process.
+        model: whole model, with the same weights on every process.
         mesh: (shard,) or (replicate, shard) processes.
-        dtype: that blocks' weights are gathered in.
+        dtype: dtype in which the weights of blocks are gathered.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard  # takes long to import
     from torch.distributed.tensor import DTensor
 
-    # It warns of outputs that are views, since changing them in place would go wrong: nothing here does.
+    # FSDP2 warns of outputs that are views, which must not be changed in place: nothing here does that.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Products are in low precision by autocast already; gathered in it, the blocks' weights take half the time and
     # memory. All else, and what goes into a block, keeps its own, as it does without sharding.

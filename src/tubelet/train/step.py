@@ -1,4 +1,4 @@
-"""One training step: forward and backward under each mask, the optimizer, then the teacher."""
+"""One training step: forward and backward pass under each mask, optimizer step, teacher update."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -25,9 +25,9 @@ from tubelet.vjepa import VJEPA, MaskedBatch, local_shard
 def train_step(
     model: VJEPA, optimizer: Optimizer, data: StepData, config: TrainConfig, step: int, ctx: DistContext
 ) -> dict[str, Any]:
-    """One optimizer step over all of its micro-batches, on all processes, then the teacher's.
+    """One optimizer step over all micro-batches and processes, then the update of the EMA teacher.
 
-    Nothing here waits for the device: what depends on its numbers is decided there.
+    The host never waits for the device: decisions that depend on computed values are made on the device.
 
     Returns:
         Scalar tensors: the losses (each the mean over the samples of all processes), the L2 norm of the gradient of
@@ -36,15 +36,15 @@ def train_step(
     """
     device, values = ctx.device, schedule_values(config, step)
     set_learning_rate(optimizer, values["lr"])
-    # As a tensor: each new number would be a new constant, and another compilation.
+    # A tensor, since torch.compile would recompile for every new Python number.
     context_weight = torch.full((), values["context_weight"], device=device)
     # Losses (total, prediction, context), processes whose gradient is not finite, the gradient's squared norm.
     sums = torch.zeros(5, device=device)
-    joints = list(joint_batches(data.batches, model.pack_masks))
-    for number, batches in enumerate(joints, start=1):
+    groups = list(group_batches(data.batches, model.pack_masks))
+    for number, batches in enumerate(groups, start=1):
         inputs = [replace(batch, pixels=normalize(batch.pixels, config.model.pixels)) for batch in ctx.upload(batches)]
         before_last = None
-        if number == len(joints):
+        if number == len(groups):
             before_last = partial(ctx.arm_gradient_sum, model, tuple(batch.modality for batch in batches))
         sums[:3] += backpropagate(
             model, inputs, context_weight, autocast(config, device), model.pack_masks, before_last
@@ -57,7 +57,7 @@ def train_step(
     ctx.all_reduce(sums)
     total, prediction, context, not_finite, squared_norm = sums
     grad_norm = squared_norm.sqrt()
-    # Decided on the device, so that the host need not wait for it.
+    # Decided on the device, so that the host does not wait.
     skipped = ((not_finite > 0) | ~total.isfinite()).float()
     if config.optim.max_grad_norm:
         torch._foreach_mul_(gradients, (config.optim.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
@@ -68,17 +68,18 @@ def train_step(
     return losses | {"grad_norm": grad_norm, "skipped": skipped, **values}
 
 
-def joint_batches(batches: Sequence[Batch], packed: bool) -> Iterator[list[Batch]]:
-    """The batches of a step, packed one of each modality at a time, otherwise one by one.
+def group_batches(batches: Sequence[Batch], packed: bool) -> Iterator[list[Batch]]:
+    """Group the batches of a step: if packed, one batch of each modality per group, otherwise one batch per group.
 
-    Then images come first: gradients are summed during the last backward pass, and that of a video mask takes longest.
+    Unpacked, images come first: the all-reduce of the gradients overlaps with the last backward pass, and that of a
+    video mask takes longest.
     """
     if not packed:
         yield from ([batch] for batch in sorted(batches, key=lambda batch: batch.modality == Modality.VIDEO))
         return
     by_modality = [[batch for batch in batches if batch.modality is modality] for modality in Modality]
-    for joint in zip_longest(*by_modality):
-        yield [batch for batch in joint if batch is not None]
+    for group in zip_longest(*by_modality):
+        yield [batch for batch in group if batch is not None]
 
 
 def backpropagate(
@@ -89,16 +90,16 @@ def backpropagate(
     packed: bool = False,
     before_last: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Add the gradient of the batches' losses, each averaged over its masks, to the parameters' gradients.
+    """Accumulate the gradients of the batches' losses, each averaged over its masks.
 
     Args:
         model: student, predictor and teacher.
         batches: with normalized pixels (B, C, T, H, W) and their weights.
         context_weight: λ of this step.
         precision: of the forward pass.
-        packed: whether all masks of all batches go forward and backward in one pass. Otherwise one mask after the other
-            does, so that only one mask's activations are in memory.
-        before_last: called before the last backward pass.
+        packed: whether all masks of all batches share one forward and backward pass. Otherwise masks are processed one
+            after the other, so that only the activations of one mask are in memory.
+        before_last: called before the last backward pass of this call.
 
     Returns:
         (3,) the weighted sum of the batches' total, prediction and context losses, averaged over the masks.
@@ -112,8 +113,8 @@ def backpropagate(
     ]
     sums = torch.zeros(3, device=targets[0].device)
     passes = [masked] if packed else [[each] for each in masked]
-    for number, joint in enumerate(passes, start=1):
-        inputs, weights = zip(*joint, strict=True)
+    for number, group in enumerate(passes, start=1):
+        inputs, weights = zip(*group, strict=True)
         with precision:
             losses = model(inputs, context_weight)
         weighted = [weight * torch.stack(loss) for weight, loss in zip(weights, losses, strict=True)]
@@ -129,7 +130,7 @@ def schedule_values(config: TrainConfig, step: int) -> dict[str, float]:
     """Learning rate, teacher momentum and λ of a step."""
     optim, steps = config.optim, config.steps
     warmup = optim.warmup_fraction * steps
-    first, last = (share * steps for share in optim.context_warmup)
+    first, last = (fraction * steps for fraction in optim.context_warmup)
     ema = optim.ema if optim.ema is not None else default_ema_momentum(steps)
     final_ema = optim.final_ema if optim.final_ema is not None else ema
     start_lr = optim.start_lr if optim.start_lr is not None else optim.lr / 6
@@ -142,11 +143,11 @@ def schedule_values(config: TrainConfig, step: int) -> dict[str, float]:
 
 
 def default_ema_momentum(steps: int) -> float:
-    """The published 0.99925, or less where its memory of 1,333 steps would be more than an eighth of the run."""
+    """The published 0.99925; for short runs less, so that the averaging window 1 / (1 - m) is an eighth of the run."""
     return min(0.99925, 1 - 1 / max(steps / 8, 1))
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Matrix products in the run's precision; everything that must not round stays in fp32."""
+    """Autocast to the precision of the run; operations that need it stay in fp32."""
     dtype = training_dtype(config, device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

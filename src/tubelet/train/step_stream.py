@@ -13,13 +13,13 @@ from tubelet.train.distributed import DistContext
 
 
 class StepStream:
-    """Iterates over (step, its data); `begin` may be called again on the way.
+    """Iterates over (step, its data); `seek` may be called again on the way.
 
     As a context it tells what happened to a worker that hangs or dies, which PyTorch may raise at any moment of a step.
     """
 
     def __init__(self, config: TrainConfig, media: MediaList, ctx: DistContext) -> None:
-        """Store where the data come from; `begin` starts them.
+        """Store where the data come from; `seek` starts them.
 
         Args:
             config: the run.
@@ -34,7 +34,7 @@ class StepStream:
         self.workers = step_prefetch(config, media, ctx.rank, ctx.world_size).workers
         self.requested_at = 0.0  # when the last step's data were asked for, by time.perf_counter
 
-    def begin(self, step: int, skipped_batches: int) -> None:
+    def seek(self, step: int, skipped_batches: int) -> None:
         """Go on with a step.
 
         Args:
@@ -59,7 +59,7 @@ class StepStream:
         reports = ("DataLoader timed out", "DataLoader worker")
         of_loader = isinstance(error, RuntimeError) and str(error).startswith(reports)
         if of_loader or isinstance(error, (ConnectionError, EOFError)):  # a worker that dies while it passes tensors
-            message = self._trouble(str(error))
+            message = self._explain(str(error))
         del self.batches, self.loader  # which ends the workers
         if message:
             raise TrainingError(message) from error
@@ -73,7 +73,7 @@ class StepStream:
         self.step += 1
         return self.step - 1, data
 
-    def _trouble(self, error: str) -> str:
+    def _explain(self, error: str) -> str:
         """What happened to a worker, with the file that it was at."""
         status = self.loader.status
         if "timed out" in error:

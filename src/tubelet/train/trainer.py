@@ -1,4 +1,4 @@
-"""Pre-training: set up a run, take its steps, rewind after a spike of the loss, close it."""
+"""Pre-training: set up a run, run its steps, rewind after a loss spike, close it."""
 
 import logging
 import shlex
@@ -52,8 +52,8 @@ from tubelet.train.step_stream import StepStream
 
 logger = logging.getLogger(__name__)
 
-# Steps by which the metrics of a step whose features are monitored are late on CUDA: eigenvalues of a ViT-L take a core
-# 0.9 s (eight levels of 0.11 s).
+# On CUDA, metrics of a step whose features are monitored are emitted this many steps late: the eigenvalues of a ViT-L
+# take one core 0.9 s (eight levels of 0.11 s).
 MONITOR_DELAY = 8
 
 
@@ -80,7 +80,8 @@ def train(
         The newest checkpoint.
 
     Raises:
-        TubeletError: for anything a person can mend: empty sources, too many bad files, a full disk, a stop signal.
+        TubeletError: for anything that a user can fix or cause: empty sources, too many bad files, a full disk, a stop
+            signal.
     """
     require_main_guard()
     check_output(Path(out), "run", [*config.data.sources, config.init_from, config.distill_from])
@@ -92,10 +93,10 @@ def train(
 
 
 class Trainer:
-    """One process's part of a run. As a context it is set up when entered and closed when left.
+    """The training loop of one process of a run. A context manager: `setup` runs on entry, resources close on exit.
 
     Attributes:
-        config: The run's settings, its sources as absolute paths once it is set up.
+        config: The settings of the run; sources are absolute paths after `setup`.
         ctx: The processes of the run.
         run: The run directory, locked against other processes.
         num_files: Number of files in the sources.
@@ -106,11 +107,11 @@ class Trainer:
         stream: The data of the steps.
         checkpointer: Writer of checkpoints.
         feature_monitor: Computes effective rank and channel spread of features.
-        collapse_detector: Compares those with what they were before.
-        data_monitor: Compares what workers make with what the device takes.
-        guard: Handles skipped steps and spikes of the loss.
-        evaluation: Evaluates the teacher every so many steps.
-        sinks: Where rows of metrics go.
+        collapse_detector: Compares those metrics with earlier ones and warns of a collapse.
+        data_monitor: Compares the rate of the data workers with that of the device.
+        guard: Handles skipped steps and loss spikes.
+        evaluation: Evaluates the teacher every `eval_every` steps.
+        sinks: Destinations of the metrics.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Trainer:
         evaluate: Evaluator | None = None,
     ) -> None:
         """Store the arguments of `train`; `setup` does the work."""
-        self.config, self.out, self.ctx, self.resume, self.more_sinks = config, out, ctx, resume, sinks
+        self.config, self.out, self.ctx, self.resume, self.extra_sinks = config, out, ctx, resume, sinks
         self.evaluate = evaluate
         self.console = console if ctx.is_rank0 else None
         self._resources = ExitStack()
@@ -145,15 +146,14 @@ class Trainer:
         self.__dict__.pop("buffer", None)  # it refers back to the trainer, whose memory would wait for a collection
 
     def setup(self) -> None:
-        """Bring the run to the moment before its first step, or its next one, and lock the run directory.
+        """Lock the run directory and prepare everything up to the first step, or the next step of a resumed run.
 
         Raises:
-            TubeletError: if sources, settings, weights or the run directory do not fit together, or the processes
-                disagree.
+            TubeletError: if sources, settings, weights and run directory are inconsistent, or the processes disagree.
         """
         ctx, device = self.ctx, self.ctx.device
         teacher = self._resolve_config()
-        media = list_media_once_a_machine(self.config, ctx)
+        media = list_media_once_per_machine(self.config, ctx)
         self.config = config = resolve_image_frames(self.config, media)
         check_shard_configs(media, config.data)
         check_steps(config, media, ctx.world_size)
@@ -186,7 +186,7 @@ class Trainer:
         self._resources.callback(self.feature_monitor.close)
         self.guard = AnomalyGuard(config, run)
         self.evaluation = PeriodicEvaluation(config, run, self.model, ctx, self.evaluate)
-        self.sinks = SinkGroup(config.sinks, self.more_sinks, run, self.start, self.guard.alert)
+        self.sinks = SinkGroup(config.sinks, self.extra_sinks, run, self.start, self.guard.alert)
         self._resources.callback(self.sinks.close)
         self.data_monitor = DataMonitor(self.stream.workers, config.batch_size / ctx.world_size, self.guard.alert)
         self.buffer = MetricsBuffer(self._emit, device)
@@ -198,7 +198,7 @@ class Trainer:
             logger.info(message)
 
     def train(self) -> Path:
-        """Take the remaining steps of the run.
+        """Run the remaining steps.
 
         Returns:
             The newest checkpoint.
@@ -241,7 +241,7 @@ class Trainer:
                 self.buffer.add({"step": done} | metrics, delay=MONITOR_DELAY if monitored else 1)
                 saving = evaluating or overdue or self.checkpointer.is_due(done)
                 if saving:
-                    self.buffer.flush()  # the guard judges a step before it is kept
+                    self.buffer.flush()  # the guard must see a step before its checkpoint is written
                 if self.guard.spike and self.rewind():
                     continue
                 if saving:
@@ -252,10 +252,10 @@ class Trainer:
         return self._result(step, stop, problem)
 
     def rewind(self) -> bool:
-        """Go back to the last checkpoint and on with other data, after a spike of the loss, if the guard decides so.
+        """After a loss spike, go back to the last checkpoint and continue with other data, if the guard decides to.
 
         Returns:
-            Whether the run went back.
+            Whether the run was rewound.
         """
         problem = self.checkpointer.wait()
         checkpoint = self.checkpointer.newest
@@ -270,7 +270,7 @@ class Trainer:
         return back is not None
 
     def close(self) -> None:
-        """Wait for the last checkpoint and write what is buffered.
+        """Wait for the last checkpoint and write buffered metrics.
 
         Raises:
             TubeletError: if it cannot be written.
@@ -291,7 +291,7 @@ class Trainer:
         return teacher
 
     def _should_pack(self, media: MediaList, parallel: str) -> bool:
-        """Whether all masks go in one pass, by the memory of this process's device."""
+        """Whether all masks go through the model in one pass, given the memory of this process's device."""
         config, ctx = self.config, self.ctx
         shards = {"ddp": 1, "hsdp": ctx.local_world_size}.get(parallel, ctx.world_size)
         state = training_bytes(self.model) // shards
@@ -302,13 +302,13 @@ class Trainer:
         self._resources.enter_context(directory_lock(self.out))
 
     def _assert_same_start(self) -> None:
-        """Make sure that all processes start the same run; none writes before all have compared."""
+        """Check that all processes start the same run, before any of them writes."""
         self.ctx.assert_equal_across_ranks("the setting", str(self.config))
         self.ctx.assert_equal_across_ranks("the sources", self.run.sources)
         self.ctx.assert_equal_across_ranks("the checkpoint", str(self.run.checkpoint))
 
     def _restore(self, step: int) -> None:
-        """Restore metrics, alerts and data as they were after `step` steps; later steps will be computed anew."""
+        """Restore metrics, alerts and data to their state after `step` steps; later steps are recomputed."""
         history, detector = LossHistory(), collapse_detector(self.config.model)
         self.collapse_detector = detector
 
@@ -317,15 +317,15 @@ class Trainer:
             detector.observe(row)
 
         def read() -> tuple[LossHistory, list[dict[str, Any]]]:
-            self.run.begin(step, add)
+            self.run.restore(step, add)
             return history, self.run.alerts
 
         self.guard.restore(*self.ctx.run_on_rank0(read))
         self.evaluation.restore(step)
-        self.stream.begin(step, self.guard.skipped_batches())
+        self.stream.seek(step, self.guard.skipped_batches())
 
     def _emit(self, row: dict[str, Any]) -> None:
-        """Pass one step's row of metrics to the guard, the sinks and the screen.
+        """Pass the metrics of one step to the detectors, the guard, the sinks and the progress line.
 
         Raises:
             TubeletError: if the guard stops the run.
@@ -365,7 +365,7 @@ class Trainer:
             newest = self.checkpointer.newest
             if newest is not None and step_from_name(newest) == candidate["step"]:
                 self._report_failed_save(step, self.evaluation.keep_candidate(newest))
-            self.evaluation.candidate = None  # also if its checkpoint could not be written: a later one is another
+            self.evaluation.candidate = None  # also if its checkpoint could not be written: later weights differ
 
     def _report_failed_save(self, step: int, problem: str | None) -> None:
         """Record an alert if a checkpoint could not be written."""
@@ -380,7 +380,7 @@ class Trainer:
             self.checkpointer.save(step, required=True)
 
     def _result(self, step: int, stop: Any, problem: str | None) -> Path:
-        """The newest checkpoint of a run that came to its end; an error for one that did not."""
+        """The newest checkpoint of a run that completed; raises an error for one that did not."""
         newest, steps = self.checkpointer.newest, self.config.steps
         if problem:
             raise TrainingError(problem + (f"; {newest} is written" if newest else ""))
@@ -394,15 +394,15 @@ class Trainer:
             raise TrainingError("the run has no steps")
         if reason := self.guard.skipped_too_often():
             raise TrainingError(f"{reason}; the model is in {newest}: {REMEDY} for more --steps")
-        skipped = f", {self.guard.past.skipped} of them skipped" if self.guard.past.skipped else ""
+        skipped = f", {self.guard.history.skipped} of them skipped" if self.guard.history.skipped else ""
         logger.info("%d steps done%s; the model is in %s", steps, skipped, newest)
         return newest
 
 
-def list_media_once_a_machine(config: TrainConfig, ctx: DistContext) -> MediaList:
-    """The files of the sources: listed by local rank 0 of each machine; all others receive the list of rank 0.
+def list_media_once_per_machine(config: TrainConfig, ctx: DistContext) -> MediaList:
+    """The files of the sources, listed once per machine by its local rank 0; other processes receive rank 0's list.
 
-    Whether the machines have found the same files is compared afterward, by `source_summary`.
+    Whether the machines list the same files is checked afterward, by `source_summary`.
     """
     lists = partial(list_media, config.data.sources, config.data.allow_path)
     own = lists() if is_local_rank0() and not ctx.is_rank0 else None  # at the same time as rank 0
@@ -411,9 +411,10 @@ def list_media_once_a_machine(config: TrainConfig, ctx: DistContext) -> MediaLis
 
 
 def resolve_image_frames(config: TrainConfig, media: MediaList) -> TrainConfig:
-    """Without images in the sources, those that the trained model encodes are repeated for the video tokenizer.
+    """If the sources have no images, let the model encode images as repeated frames, by its video tokenizer.
 
-    An image tokenizer with random weights would never be trained; one of `init_from` stays as it is.
+    Otherwise it would encode them by an image tokenizer that was never trained. With `init_from`, the image tokenizer
+    is already trained, and nothing changes.
     """
     if config.data.frames == 1 or config.data.image_frames > 1 or config.init_from or media.count(Modality.IMAGE):
         return config
