@@ -50,10 +50,10 @@ class PendingCheckpoint(NamedTuple):
     future: Future[Any] | None
 
     def error(self) -> TubeletError | None:
-        """Wait for the end; why the checkpoint could not be written, or None if it was.
+        """Wait for the write to end; returns its error, or None if it succeeded.
 
-        A `FileError` may pass, such as that of a full disk: the next checkpoint is another attempt. Any other error
-        would come again.
+        A `FileError`, such as that of a full disk, may be temporary: the next checkpoint is another attempt. Any other
+        error would recur.
         """
         if self.future is None or (error := self.future.exception()) is None:
             return None
@@ -72,7 +72,9 @@ class PendingCheckpoint(NamedTuple):
 
 
 class Checkpointer:
-    """Writes the checkpoints of a run, one at a time; all methods are collective, but `poll`, `fatal_error`, `close`.
+    """Writes the checkpoints of a run, one at a time.
+
+    All methods except `poll`, `fatal_error` and `close` are collective: every rank must call them.
 
     Attributes:
         newest: newest checkpoint on the disk, or None.
@@ -85,12 +87,12 @@ class Checkpointer:
         """Start without a pending checkpoint.
 
         Args:
-            run: the run's folder.
-            start: steps done before.
-            config: the run.
-            model: what is saved.
-            optimizer: with its moments.
-            ctx: the run's processes.
+            run: the run directory.
+            start: number of steps done before.
+            config: settings of the run.
+            model: model to save.
+            optimizer: optimizer whose moments are saved.
+            ctx: the processes of the run.
         """
         self.run, self.config, self.model, self.optimizer, self.ctx = run.path, config, model, optimizer, ctx
         self.group = dist.new_group(backend="gloo") if ctx.sharded else None
@@ -101,7 +103,7 @@ class Checkpointer:
         self.copy_stream = torch.cuda.Stream() if ctx.device.type == "cuda" and not ctx.sharded else None
         self.update_hook = optimizer.register_step_pre_hook(self._before_update) if self.copy_stream else None
         self.pending: PendingCheckpoint | None = None
-        self.reported = False  # whether `poll` has reported the failure of what is pending
+        self.reported = False  # whether `poll` has reported the failure of the pending checkpoint
         self.newest = run.checkpoint
         self.saved = start
         self.previously_saved = start  # `saved` before the pending checkpoint
@@ -112,7 +114,7 @@ class Checkpointer:
         return self.newest is None and time.monotonic() - self.start_time > FIRST_CHECKPOINT_S
 
     def is_due(self, step: int) -> bool:
-        """Whether a checkpoint belongs after `step` steps, by the config."""
+        """Whether the config schedules a checkpoint after `step` steps."""
         every = filter(None, (self.config.checkpoint_every, self.config.keep_every))
         return step == self.config.steps or any(step % n == 0 for n in every)
 
@@ -124,15 +126,15 @@ class Checkpointer:
 
         Args:
             step: optimizer steps done.
-            required: whether the run cannot go on without it; then this returns when it is on the disk.
+            required: whether the run cannot continue without it; if so, this returns when it is on the disk.
 
         Returns:
             why the previous checkpoint could not be written (a full disk, for instance), unless `poll` has reported
-            it; None if it was. Older ones are untouched, and there is one.
+            it; None if it was written. Older checkpoints are untouched.
 
         Raises:
-            TubeletError: if it cannot be written and must be, or there is no older one; or if it must not be written,
-                since what it would hold is not finite.
+            TubeletError: if the checkpoint cannot be written and is required, or there is no older one; or if the
+                state is not finite.
         """
         self._require_finite(step)
         problem = self.wait()
@@ -149,10 +151,10 @@ class Checkpointer:
         return problem
 
     def poll(self) -> str | None:
-        """Why the pending checkpoint could not be written, as soon as this rank knows it; once, without waiting.
+        """Why the pending checkpoint could not be written, without waiting; reported once.
 
-        Other ranks may not know yet: nothing may depend on it but what rank 0 reports. Errors after which the run
-        cannot go on are left to `fatal_error`.
+        Other ranks may not know yet, so only log messages of rank 0 may depend on it. Errors that end the run are left
+        to `fatal_error`.
         """
         error = None if self.reported else self._error_so_far()
         if not isinstance(error, FileError):
@@ -161,7 +163,7 @@ class Checkpointer:
         return str(error)
 
     def fatal_error(self) -> str | None:
-        """Why the run cannot go on: the pending checkpoint failed as the next one would; without waiting.
+        """Why the run cannot continue: the pending checkpoint failed, and the next one would too; without waiting.
 
         Other ranks may not know yet. Once `sync_step_status` has shared it, `wait` raises the error on all of them.
         """
@@ -177,7 +179,7 @@ class Checkpointer:
         """Wait until the pending checkpoint, if there is one, is on the disk.
 
         Args:
-            required: whether the run cannot go on without it.
+            required: whether the run cannot continue without it.
 
         Returns:
             why it could not be written, unless `poll` has reported that; older checkpoints are untouched.
@@ -251,7 +253,7 @@ class Checkpointer:
 
     @contextmanager
     def _copying(self) -> Iterator[None]:
-        """On CUDA, copies that are queued in the block run during the next step, up to its update of the weights."""
+        """On CUDA, copies queued in this context overlap with the next step, up to its optimizer step."""
         if self.copy_stream is None:
             yield
             return
@@ -262,7 +264,7 @@ class Checkpointer:
             self.copy_event.record()
 
     def _before_update(self, *_: Any) -> None:
-        """The device must not change what it still copies."""
+        """Wait for the copy of the state before the optimizer changes it."""
         if self.copy_event is not None:
             torch.cuda.current_stream().wait_event(self.copy_event)
             self.copy_event = None

@@ -1,4 +1,4 @@
-"""How long steps wait for data, and how much data the workers make."""
+"""Monitoring of the data pipeline: how long steps wait for data, and the throughput of the workers."""
 
 import logging
 import time
@@ -11,26 +11,26 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-_WARMUP_STEPS = 10  # they compile, and find batches that were made before the run began
-_REPORTED_STEPS = 20  # steps after those by which rates are reported once
+_WARMUP_STEPS = 10  # not measured: they compile, and use batches that were prefetched
+_REPORTED_STEPS = 20  # number of steps after these over which rates are reported, once
 _WINDOW, _MAX_WAIT_FRACTION = 50, 0.2  # an alert above that fraction of the time of so many steps
 
 
 class StepTimer:
-    """Times steps on the host and, on CUDA, between events, for whose results nothing waits."""
+    """Times steps on the host and, on CUDA, between events, without synchronization."""
 
     def __init__(self, device: torch.device) -> None:
-        """Start with a step."""
+        """Start timing a step."""
         self.on_cuda = device.type == "cuda"
         self.restart()
 
     def restart(self) -> None:
-        """Start a step now; what was done since the last one does not count."""
+        """Start a step now; the time since the last one does not count."""
         self.start_time = time.perf_counter()
         self.ended: torch.cuda.Event | None = None  # of the step before, on the device
 
     def data_arrived(self, requested_at: float) -> None:
-        """Call when the data of a step are there, before the device is sent anything.
+        """Record that the data of a step arrived; call this before any work is sent to the device.
 
         Args:
             requested_at: When the data were requested, by `time.perf_counter`.
@@ -45,8 +45,8 @@ class StepTimer:
             samples: Samples of the step.
 
         Returns:
-            `clips_per_s`; `data_wait_fraction`, of the host's time; and on CUDA `device_wait_fraction`, of the time
-            from step to step that the device had nothing to do between the two.
+            `clips_per_s`; `data_wait_fraction`, the fraction of the host's time spent waiting for data; and on CUDA
+            `device_wait_fraction`, the fraction of the time that the device was idle between two steps.
         """
         before, started = self.ended, self.started
         start_time, self.start_time = self.start_time, time.perf_counter()
@@ -66,13 +66,13 @@ class StepTimer:
 
 
 class DataMonitor:
-    """Reports once what workers make and what the device takes, and alerts where steps wait for data."""
+    """Reports the throughput of workers and device, once, and alerts if steps wait for data."""
 
     def __init__(self, workers: int, samples: float, alert: Callable[[int, str, str], None]) -> None:
-        """Start without steps.
+        """Start without history.
 
         Args:
-            workers: Decoding processes of this process; 0 decodes in it.
+            workers: Number of data workers of this process; 0 decodes in the process itself.
             samples: Samples of this process in a step.
             alert: Called with the step, the kind and the message of an alert, once.
         """
@@ -117,7 +117,7 @@ class DataMonitor:
             )
 
     def rates(self) -> str:
-        """Samples a second that this process's workers make, and that its device takes."""
+        """Samples per second that the workers of this process produce, and that its device consumes."""
         worker_rate = max(self.workers, 1) * self.samples / max(fmean(self.worker_seconds), 1e-9)
         device_rate = self.samples / max(fmean(self.device_seconds), 1e-9)
         workers = (

@@ -1,4 +1,4 @@
-"""The same numbers from the same steps, bit by bit, on CUDA."""
+"""Bitwise reproducible training steps on CUDA."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ _WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 @contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """PyTorch's deterministic algorithms while the block runs, if enabled; what was set before is restored.
+    """Use PyTorch's deterministic algorithms in this context, if enabled; earlier settings are restored.
 
-    Attention's backward pass, which adds up gradients in any order otherwise, then has one order. An operator without a
-    deterministic algorithm raises PyTorch's error. On a CPU nothing changes: there all operators of a step have one.
+    The backward pass of attention then sums gradients in a fixed order. An operator without a deterministic algorithm
+    raises PyTorch's error. On a CPU nothing changes: all operators of a step are deterministic there.
     """
     if not enabled:
         yield

@@ -1,4 +1,4 @@
-"""Evaluation of the teacher during training, and the checkpoint that did best in it."""
+"""Periodic evaluation of the teacher during training, and the best checkpoint according to it."""
 
 import json
 import logging
@@ -33,15 +33,15 @@ class Evaluator(Protocol):
 
 
 class PeriodicEvaluation:
-    """Evaluates the teacher on rank 0 while the others wait, and remembers the best checkpoint in best.json.
+    """Evaluates the teacher on rank 0 while the others wait, and records the best checkpoint in best.json.
 
-    The evaluation is of a copy: nothing of the training depends on whether, or how often, a run is evaluated.
+    A copy is evaluated: training does not depend on whether, or how often, a run is evaluated.
     """
 
     def __init__(
         self, config: TrainConfig, run: RunDirectory, model: VJEPA, ctx: DistContext, evaluate: Evaluator | None
     ) -> None:
-        """Check that there is something to evaluate with.
+        """Check the evaluator.
 
         Args:
             config: The run.
@@ -61,14 +61,14 @@ class PeriodicEvaluation:
                 raise ConfigError(f"best_metric is {config.best_metric!r}, expected one of the evaluation's: {names}")
         self.config, self.run, self.model, self.ctx, self.evaluate = config, run, model, ctx, evaluate
         self.best: BestRow | None = None
-        self.candidate: BestRow | None = None  # of the last evaluation, where it is better than the best
+        self.candidate: BestRow | None = None  # the last evaluation, if it is better than the best
 
     def is_due(self, step: int) -> bool:
         """Whether the teacher is evaluated after so many steps; the checkpoint of such a step is saved too."""
         return self.config.eval_every > 0 and step % self.config.eval_every == 0
 
     def restore(self, step: int) -> None:
-        """Forget a best checkpoint of a later step than `step`, which will be computed anew."""
+        """Forget a best checkpoint after `step`, whose steps are recomputed."""
 
         def read() -> BestRow | None:
             best = read_best(self.run.path)
@@ -110,12 +110,12 @@ class PeriodicEvaluation:
         return dict(self.evaluate(encoder.to(self.ctx.device).eval().requires_grad_(False)))
 
     def keep_candidate(self, checkpoint: Path) -> str | None:
-        """Name the checkpoint of the last evaluation as the best; it stays while newer ones come and go.
+        """Record the checkpoint of the last evaluation as the best one, which is never pruned.
 
         All processes call it together.
 
         Returns:
-            Why the name could not be written, on all processes; the best one is then still that of before.
+            Why best.json could not be written, on all processes; the best checkpoint is then unchanged.
         """
         if (candidate := self.candidate) is None:
             return None
@@ -136,11 +136,11 @@ class PeriodicEvaluation:
 
 
 def gather_state(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors on the CPU, of what may lie in shards; all processes call it together.
+    """Gather a state dictionary whose tensors may be sharded, on the CPU; all processes call it together.
 
     Args:
         state: A state dictionary.
-        keep: Whether this process wants the tensors; others return none.
+        keep: Whether to return the tensors on this process; otherwise the result is empty.
     """
     whole = {}
     for name, tensor in state.items():

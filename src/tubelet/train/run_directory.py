@@ -1,4 +1,4 @@
-"""A run's directory: its config, its metrics, its list of bad files, and what a resumed run continues with."""
+"""The run directory: config, metrics, alerts, list of bad files, and checks of a resumed run."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from tubelet.value_checks import LARGEST_INT, Bounds
 
 CONFIG, METRICS, BAD_FILES = "config.json", "metrics.jsonl", "bad_files.jsonl"
 ALERTS, SOURCES, SOURCE_SAMPLE = "alerts.jsonl", "sources.txt", "source_sample.json"
-ALARMS = "alarms.jsonl"  # the alerts of runs that version 0.1 began
+ALARMS = "alarms.jsonl"  # alerts of runs that were started by version 0.1
 
 
 _TAKE_OUT = "take this line out and continue with --resume"
@@ -66,24 +66,22 @@ class RunDirectory:
         """Read a run directory; nothing is written before `restore`.
 
         Args:
-            path: the folder.
-            config: the run.
-            resume: whether a run that is there is to be continued.
-            writes: whether this process is the one that writes.
-            sources: what the sources hold, by which a run that is resumed knows whether it still is the same; empty if
-                they were not listed.
-            sample: checksums of the contents of some files of the sources, by path.
+            path: path of the directory.
+            config: settings of the run.
+            resume: whether to continue an existing run.
+            writes: whether this process writes to the directory.
+            sources: summary of the files of the sources, compared with that of the run; empty if they were not listed.
+            sample: path -> checksum of the contents, for some files of the sources.
 
         Raises:
-            TubeletError: if a run is there already and is not to be resumed, was of another model, or is beyond its
-                last step.
+            TubeletError: if a run exists and is not to be resumed, has another model, or is beyond its last step.
         """
         self.path, self.resume = path, resume
         checkpoints = list_checkpoints(path)
         self.checkpoint = checkpoints[-1] if checkpoints else None
         self.changed: list[str] = []
-        self.lost_steps = 0  # of an earlier start, which wrote no checkpoint
-        # A directory with only a config is of a run that failed before its first step.
+        self.lost_steps = 0  # steps of an earlier start that wrote no checkpoint
+        # A directory with only a config belongs to a run that failed before its first step.
         started = bool(checkpoints) or next(read_metrics(path), None) is not None
         if started and not resume:
             raise ConfigError(f"{path}: a run is here already; continue it with --resume, or choose another --out")
@@ -105,18 +103,16 @@ class RunDirectory:
         self.config, self.sources, self.sample = config, sources, sample
         self.writes = writes
         self.bad: dict[str, str] = {row["path"]: row["reason"] for row in read_bad_files(path)}
-        self.seen_bad: set[str] = set()  # since this process started: others may be mended by now
-        self.buffered_rows: dict[str, str] = {}  # lines by file that there was no room for
+        self.seen_bad: set[str] = set()  # since this process started: other files may have been repaired
+        self.buffered_rows: dict[str, str] = {}  # file -> lines that are buffered since the disk is full
         self.write_error = ""
         self.alerts: list[dict[str, Any]] = read_alerts(path)
 
     def restore(self, step: int, on_row: Callable[[dict[str, Any]], None]) -> None:
-        """Write the config, and keep the metrics and alerts of the first `step` steps.
-
-        A resumed run writes those after it anew.
+        """Write the config, and truncate metrics and alerts to the first `step` steps; later steps are recomputed.
 
         Args:
-            step: steps done.
+            step: number of steps done.
             on_row: called with each row of metrics that is kept; there may be millions.
 
         Raises:
@@ -127,7 +123,7 @@ class RunDirectory:
             return
         with file_errors(self.path, "choose another --out"):
             self.path.mkdir(parents=True, exist_ok=True)
-        self.close()  # what waits is of steps that may be written anew
+        self.close()  # buffered rows may be of steps that are recomputed
         write_atomically(self.path / CONFIG, json.dumps(to_dict(self.config), indent=2) + "\n")
         write_atomically(self.path / SOURCES, self.sources + "\n")
         if self.sample is not None:
@@ -139,7 +135,7 @@ class RunDirectory:
         write_atomically(self.path / BAD_FILES, "".join(bad))
 
     def _cut_metrics(self, step: int, on_row: Callable[[dict[str, Any]], None]) -> None:
-        """Cut the file after its last row that is kept, whose steps ascend: writing it anew would be gigabytes."""
+        """Truncate the file after its last row to keep: rewriting it could mean gigabytes. Steps ascend."""
         path, length = self.path / METRICS, 0
         for row, end in read_metrics(self.path):
             if row["step"] > step:
@@ -147,13 +143,13 @@ class RunDirectory:
             on_row(row)
             length = end
             if row["step"] == step:
-                break  # what a crash left after it is of no interest
+                break  # ignore what a crash may have left after it
         with file_errors(path, "check its permissions"):
             path.touch()
             os.truncate(path, length)
 
     def add_bad(self, files: list[BadFile]) -> list[BadFile]:
-        """Record files that could not be read; returns those that were not met before."""
+        """Record files that could not be read; returns those that are new."""
         new = [file for file in files if file.path not in self.seen_bad]
         for file in new:
             self.seen_bad.add(file.path)
@@ -166,20 +162,20 @@ class RunDirectory:
         """Record an alert in alerts.jsonl.
 
         Args:
-            step: after which it holds; a run that resumes before it will find it again.
-            kind: "collapse", or what else.
-            message: As it is logged.
-            more: figures.
+            step: number of steps done; a run that resumes from an earlier step drops the alert.
+            kind: kind of the alert, such as "collapse" or "spike".
+            message: text of the alert, as it is logged.
+            more: further fields of the row.
         """
         row = {"step": step, "kind": kind, "message": message, **more}
         self.alerts.append(row)
         self.append(ALERTS, json.dumps(row) + "\n")
 
     def close(self) -> None:
-        """Write the lines that there was no room for.
+        """Write the buffered lines.
 
         Raises:
-            TubeletError: if there still is none.
+            TubeletError: if the disk is still full.
         """
         for name in list(self.buffered_rows):
             self.append(name, "")
@@ -187,7 +183,7 @@ class RunDirectory:
             raise FileError(self.write_error)
 
     def append(self, name: str, line: str) -> None:
-        """Add a line to a file; where the disk is full it waits in memory for the next."""
+        """Append a line to a file; while the disk is full, lines are buffered in memory."""
         if not self.writes:
             return
         path, lines = self.path / name, self.buffered_rows.pop(name, "") + line
@@ -199,7 +195,7 @@ class RunDirectory:
             self.buffered_rows[name] = lines
             self.write_error = f"{path}: {describe_os_error(error)}"
             if path.exists():
-                os.truncate(path, size)  # half a line may be there
+                os.truncate(path, size)  # remove a partial line
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -229,7 +225,7 @@ def _bad_line(path: str, reason: str) -> str:
 
 
 def read_metrics(run: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The rows of a run's metrics, one after the other, each with the place in bytes where it ends.
+    """Iterate over the metrics of a run; yields each row with the byte offset of its end.
 
     Raises:
         TubeletError: a row is damaged, or the file cannot be read.
@@ -244,7 +240,7 @@ def read_metrics(run: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _metrics_problem(row: Any) -> str:
-    """What is wrong with a row of metrics.jsonl; empty if nothing."""
+    """The problem with a row of metrics.jsonl; empty if it is valid."""
     if not isinstance(row, dict) or "step" not in row or "loss" not in row:
         return f"is {row!r:.100}, expected an object with a step, a loss and other numbers"
     for name in ("step", "skipped_steps"):
@@ -283,7 +279,7 @@ def read_alerts(run: Path) -> list[dict[str, Any]]:
 
 
 def _changed_contents(path: Path, sample: Mapping[str, int]) -> list[str]:
-    """What has become of the files of the sample that the run began with; empty if all are as they were."""
+    """A message if sampled files of the sources changed since the run was started; empty if none did."""
     before = read_json(path, dict[str, int], _DELETE) if path.exists() else {}
     both = before.keys() & sample.keys()
     changed = sorted(name for name in both if before[name] != sample[name])
@@ -293,11 +289,11 @@ def _changed_contents(path: Path, sample: Mapping[str, int]) -> list[str]:
 
 
 def _changes(path: Path, config: TrainConfig) -> list[str]:
-    """Which settings differ from the run's, as `name: before -> now`."""
+    """The settings that differ from those of the run, as `name: before -> now`."""
     before = read_config(path.parent)
     if before.model != config.model:
         raise ConfigError(
-            f"{path}: this run trains another model than the one asked for; resume it with the same --model "
+            f"{path}: this run trains another model than the requested one; resume it with the same --model "
             "and sizes, or choose another --out"
         )
     return list(_differences(before, config))

@@ -12,11 +12,11 @@ from tubelet.errors import TrainingError, TubeletError
 
 logger = logging.getLogger(__name__)
 
-# Ctrl-C, what launchers end a process with, and (not on Windows) what schedulers announce a pre-emption with and what a
-# terminal that is closed or a connection that breaks sends.
+# Ctrl-C; the signal of launchers that end a process; and, not on Windows, the signal by which schedulers announce a
+# preemption, and that of a closed terminal or a lost connection.
 STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
-# A stop signal often comes twice in a moment: SLURM and systemd signal every process of a job, and torchrun,
-# which is one of them, hands it on. Only what comes later than this is someone who does not want to wait.
+# A stop signal often arrives twice: SLURM and systemd signal every process of a job, and torchrun, one of them,
+# forwards it. Only a signal that arrives later than this is a request to stop at once.
 SAME_S = 2.0
 
 
@@ -24,7 +24,7 @@ class InterruptedRunError(TrainingError):
     """A signal asked the run to stop.
 
     Attributes:
-        exit_code: what the shell expects of a process that such a signal ended.
+        exit_code: exit code of a process that was ended by the signal, 128 + its number.
     """
 
     prefix = ""
@@ -38,11 +38,11 @@ class InterruptedRunError(TrainingError):
 
 
 class StopSignals:
-    """Remembers a stop signal until the step in progress is done; a second one, `SAME_S` later, acts at once."""
+    """Records a stop signal until the step in progress is done; a second one after `SAME_S` acts at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.since = 0.0  # when
+        self.since = 0.0  # time of the first signal, by time.monotonic
         self.previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -58,7 +58,7 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
-        # Ctrl-C reaches a compiler at work too, whose end is then an error of the step.
+        # Ctrl-C also interrupts a running compiler, whose failure is then an error of the step.
         if self.received and isinstance(error, Exception) and not isinstance(error, TubeletError):
             raise InterruptedRunError(
                 f"{self.received.name}: stopped in the middle of a step ({type(error).__name__}), which is lost; "

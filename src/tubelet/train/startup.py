@@ -1,4 +1,4 @@
-"""What is logged before a run's first step: its data, sizes, precision, and whatever a user might not expect."""
+"""Log messages before the first step of a run: data, sizes, precision, and warnings."""
 
 import logging
 from contextlib import suppress
@@ -25,20 +25,20 @@ from tubelet.vjepa import VJEPA
 logger = logging.getLogger(__name__)
 
 SAMPLED_FILES, _SAMPLED_BYTES = 64, 4096
-# Operations a second that a laptop's CPU does in training, by order of magnitude, and the run that is none for it.
+# FLOP/s of a laptop's CPU in training, by order of magnitude, and the duration from which on a run is too long for it.
 _CPU_RATE, _LONG_S = 1e11, 86_400.0
 
 
 def source_summary(media: MediaList) -> str:
-    """One line for what the sources hold: counts, and a checksum of all names."""
+    """A one-line summary of the sources: counts, and a checksum of all names."""
     counts = ", ".join(f"{media.count(modality)} {modality}s" for modality in Modality)
     return f"{counts}, checksum {media.checksum():08x}"
 
 
 def sample_checksums(media: MediaList) -> dict[str, int]:
-    """Checksums of size, beginning and end of files that are spread over the sources; those behind URLs are left out.
+    """Checksums of size, beginning and end of an evenly spaced sample of the local files of the sources.
 
-    A resumed run compares them: files that were made again under the same names are other data.
+    A resumed run compares them, to detect files that were rewritten under the same names.
     """
     checksums = {}
     for files in (media.videos, media.images):
@@ -67,7 +67,7 @@ def log_startup(
     parallel: str,
     flops: float,
 ) -> None:
-    """Log what is about to happen, with warnings for what a user might not expect.
+    """Log the setup of a run, with warnings for what a user might not expect.
 
     Args:
         config: The run.

@@ -1,4 +1,4 @@
-"""The data of a run's steps in order, from any step on, past the batches that are left out."""
+"""The data of the steps of a run, in order and from any step on, without skipped batches."""
 
 import time
 from collections.abc import Iterator
@@ -13,33 +13,33 @@ from tubelet.train.distributed import DistContext
 
 
 class StepStream:
-    """Iterates over (step, its data); `seek` may be called again on the way.
+    """Iterates over (step, data of the step); `seek` may be called at any time.
 
-    As a context it tells what happened to a worker that hangs or dies, which PyTorch may raise at any moment of a step.
+    As a context manager it explains the failure of a worker that hangs or dies, which PyTorch may raise at any moment.
     """
 
     def __init__(self, config: TrainConfig, media: MediaList, ctx: DistContext) -> None:
-        """Store where the data come from; `seek` starts them.
+        """Store the source of the data; `seek` starts the workers.
 
         Args:
-            config: the run.
-            media: its files.
-            ctx: the run's processes.
+            config: settings of the run.
+            media: files of the sources.
+            ctx: the processes of the run.
 
         Raises:
-                TubeletError: see `step_loader`.
+            TubeletError: see `step_loader`.
         """
         self.config, self.media, self.ctx = config, media, ctx
         self.step = 0
         self.workers = step_prefetch(config, media, ctx.rank, ctx.world_size).workers
-        self.requested_at = 0.0  # when the last step's data were asked for, by time.perf_counter
+        self.requested_at = 0.0  # when the data of the last step were requested, by time.perf_counter
 
     def seek(self, step: int, skipped_batches: int) -> None:
-        """Go on with a step.
+        """Continue with the step after `step` steps.
 
         Args:
-            step: steps done before it.
-            skipped_batches: batches that are passed over before its own, of all so far.
+            step: number of steps done.
+            skipped_batches: total number of batches that rewinds have skipped so far.
         """
         ctx = self.ctx
         self.step = step
@@ -60,7 +60,7 @@ class StepStream:
         of_loader = isinstance(error, RuntimeError) and str(error).startswith(reports)
         if of_loader or isinstance(error, (ConnectionError, EOFError)):  # a worker that dies while it passes tensors
             message = self._explain(str(error))
-        del self.batches, self.loader  # which ends the workers
+        del self.batches, self.loader  # ends the workers
         if message:
             raise TrainingError(message) from error
 
@@ -74,7 +74,7 @@ class StepStream:
         return self.step - 1, data
 
     def _explain(self, error: str) -> str:
-        """What happened to a worker, with the file that it was at."""
+        """A message about the failed worker, with the file that it was reading."""
         status = self.loader.status
         if "timed out" in error:
             where = "".join(
