@@ -1,6 +1,7 @@
 """Checkpoints are written while training goes on."""
 
 import json
+import logging
 import threading
 import time
 from itertools import pairwise
@@ -13,7 +14,8 @@ from tubelet.checkpoint import run as checkpoint
 from tubelet.checkpoint.run import copy_to_host, list_checkpoints, read_checkpoint, step_from_name
 from tubelet.errors import DataError, TubeletError
 from tubelet.train import checkpointer as saving
-from tubelet.train import trainer
+from tubelet.train import progress, trainer
+from tubelet.train.progress import StageNotice
 
 
 def alerts(run):
@@ -44,6 +46,30 @@ def test_checkpoints_of_every_so_many_steps_are_kept_and_a_first_one_comes_after
     monkeypatch.setattr(saving, "FIRST_CHECKPOINT_S", 0.0)
     train_quietly(tiny_config(media, steps=3, checkpoint_every=100), tmp_path / "slow")
     assert [step_from_name(path) for path in list_checkpoints(tmp_path / "slow")] == [1, 3]
+
+
+def test_what_takes_long_besides_the_steps_is_logged(media, tmp_path, monkeypatch, caplog):
+    stages = []
+
+    class Recorder(StageNotice):
+        def begin(self, stage):
+            stages.append(stage)
+            super().begin(stage)
+
+    monkeypatch.setattr(trainer, "StageNotice", Recorder)
+    train_quietly(tiny_config(media, steps=2, checkpoint_every=2), tmp_path / "run")
+    words = ["listing the files", "preparing the model", "waiting for the first batch", "taking the first step"]
+    words += ["saving the checkpoint of step 2", "waiting for the checkpoint", "closing the metric sinks"]
+    assert [stage for stage, start in zip(stages, words, strict=True) if stage.startswith(start)] == stages
+    monkeypatch.setattr(progress, "_SILENT_SECONDS", 0.0)
+    notice = StageNotice()
+    with caplog.at_level(logging.INFO, "tubelet"):
+        notice.begin("counting")
+        notice._timer.join()
+        monkeypatch.setattr(progress, "_SILENT_SECONDS", 60.0)
+        notice.begin("a quick stage")
+        notice.end()
+    assert caplog.messages == ["counting ..."]
 
 
 def test_training_continues_while_a_checkpoint_is_written_which_holds_the_state_of_its_step(media, tmp_path, written):

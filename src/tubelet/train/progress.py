@@ -1,6 +1,7 @@
 """Progress of a run: a bar on a terminal, log lines elsewhere."""
 
 import logging
+import threading
 import time
 from typing import Any
 
@@ -16,9 +17,30 @@ logger = logging.getLogger(__name__)
 # first after so many.
 _LOG_LINES = 20
 _LOG_SECONDS = 600.0
-_FIRST_LINE_SECONDS = 60.0
+_FIRST_LINE_SECONDS = 10.0
+_SILENT_SECONDS = 3.0
 # A bar estimates the time left from the steps of so many seconds: steps of half a minute are no rarity on a CPU.
 _RATE_SECONDS = 600.0
+
+
+class StageNotice:
+    """Logs what is being done where that takes longer than a few seconds, which would otherwise be silent."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def begin(self, stage: str) -> None:
+        """Begin a stage, which ends the one before."""
+        self.end()
+        self._timer = threading.Timer(_SILENT_SECONDS, logger.info, (f"{stage} ...",))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """End the stage."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class ProgressLine:

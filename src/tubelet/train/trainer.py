@@ -40,7 +40,7 @@ from tubelet.train.initialization import init_model, init_moments, load_frozen_t
 from tubelet.train.metrics_buffer import MetricsBuffer
 from tubelet.train.optim import build_optimizer
 from tubelet.train.packing import device_memory, should_pack
-from tubelet.train.progress import ProgressLine
+from tubelet.train.progress import ProgressLine, StageNotice
 from tubelet.train.run_directory import RunDirectory
 from tubelet.train.sharding import pick_parallel, to_device_or_shard, training_bytes
 from tubelet.train.signals import InterruptedRunError, StopSignals
@@ -130,10 +130,12 @@ class Trainer:
         self.evaluate = evaluate
         self.console = console if ctx.is_rank0 else None
         self._resources = ExitStack()
+        self._stage = StageNotice()
 
     def __enter__(self) -> "Trainer":
         with ExitStack() as undo:
             undo.callback(self._resources.close)
+            self._resources.callback(self._stage.end)
             self._resources.enter_context(deterministic_algorithms(self.config.deterministic))
             self.setup()
             undo.pop_all()
@@ -153,6 +155,7 @@ class Trainer:
         """
         ctx, device = self.ctx, self.ctx.device
         teacher = self._resolve_config()
+        self._stage.begin("listing the files of the sources")
         media = list_media_once_per_machine(self.config, ctx)
         self.config = config = resolve_image_frames(self.config, media)
         check_shard_configs(media, config.data)
@@ -164,6 +167,7 @@ class Trainer:
             self.out, config, self.resume, writes=ctx.is_rank0, sources=source_summary(media), sample=sample
         )
         self._assert_same_start()
+        self._stage.begin("preparing the model")
         torch.manual_seed(config.seed)
         self.model, origin = init_model(config, resumed=run.checkpoint is not None)
         ctx.assert_equal_across_ranks("the initial weights in", origin and str(origin.path))
@@ -191,6 +195,7 @@ class Trainer:
         self.data_monitor = DataMonitor(self.stream.workers, config.batch_size / ctx.world_size, self.guard.alert)
         self.buffer = MetricsBuffer(self._emit, device)
         self.progress = ProgressLine(self.console, config.steps, self.start, ctx.peak_flops())
+        self._stage.end()  # before worker processes are forked
         self._restore(self.start)
         log_startup(config, media, run, self.model, ctx, self.start, parallel, cost.flops)
         packing = "all masks of a step go through the model in one pass" if self.model.pack_masks else None
@@ -209,6 +214,7 @@ class Trainer:
         config, step, stop, problem = self.config, self.start, None, None
         with StopSignals() as signals, self.progress, self.stream:
             timer = StepTimer(self.ctx.device)
+            self._stage.begin("waiting for the first batch")
             for step, data in self.stream:
                 if error := self.checkpointer.fatal_error():
                     data = replace(data, failure=data.failure or error)
@@ -217,6 +223,8 @@ class Trainer:
                 if stop:
                     break
                 timer.data_arrived(self.stream.requested_at)
+                if step == self.start:
+                    self._stage.begin("taking the first step, which is the slowest")
                 if problem := self._report_bad_files(data):
                     break
                 done = step + 1
@@ -225,6 +233,7 @@ class Trainer:
                 if monitored:
                     self.feature_monitor.arm(data.batches[0].modality)
                 metrics = train_step(self.model, self.optimizer, data, config, step, self.ctx)
+                self._stage.end()
                 if monitored:
                     metrics |= self.feature_monitor.compute(data.batches[0])
                 metrics |= timer.lap(config.batch_size)
@@ -235,7 +244,9 @@ class Trainer:
                     "short_clips": data.short_clips,
                 }
                 if evaluating := self.evaluation.is_due(done):
+                    self._stage.begin(f"evaluating the teacher after step {done}")
                     metrics |= self.evaluation.compute(done)
+                    self._stage.end()
                     timer.restart()
                 self._report_failed_save(done, self.checkpointer.poll())
                 self.buffer.add({"step": done} | metrics, delay=MONITOR_DELAY if monitored else 1)
@@ -275,8 +286,11 @@ class Trainer:
         Raises:
             TubeletError: if it cannot be written.
         """
+        self._stage.begin("waiting for the checkpoint to be on the disk")
         self.checkpointer.wait(required=True)
+        self._stage.begin("closing the metric sinks")
         self.sinks.close()
+        self._stage.end()
         self.run.close()
 
     def _resolve_config(self) -> Any:
@@ -359,6 +373,7 @@ class Trainer:
 
     def _save(self, step: int, required: bool) -> None:
         """Save a checkpoint, in the background unless it is the best one so far."""
+        self._stage.begin(f"saving the checkpoint of step {step}")
         self._report_failed_save(step, self.checkpointer.save(step, required=required))
         if (candidate := self.evaluation.candidate) is not None:
             self._report_failed_save(step, self.checkpointer.wait())
@@ -366,6 +381,7 @@ class Trainer:
             if newest is not None and step_from_name(newest) == candidate["step"]:
                 self._report_failed_save(step, self.evaluation.keep_candidate(newest))
             self.evaluation.candidate = None  # also if its checkpoint could not be written: later weights differ
+        self._stage.end()
 
     def _report_failed_save(self, step: int, problem: str | None) -> None:
         """Record an alert if a checkpoint could not be written."""
@@ -377,6 +393,7 @@ class Trainer:
         self.buffer.flush()
         self._report_failed_save(step, self.checkpointer.wait())
         if self.checkpointer.saved != step and not self.guard.spike:
+            self._stage.begin(f"saving the checkpoint of step {step}")
             self.checkpointer.save(step, required=True)
 
     def _result(self, step: int, stop: Any, problem: str | None) -> Path:

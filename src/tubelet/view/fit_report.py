@@ -44,7 +44,7 @@ def write_fit_report(result: FitResult, out: Path) -> None:
         "reliability": _reliability_chart(result.reliability),
         "reliability_sentence": reliability_sentence(result.reliability),
         "curve": _curve_chart(result.curve),
-        "curve_sentence": curve_sentence(result.curve),
+        "curve_sentence": curve_sentence(result.curve, is_clearly_better(spec.scores)),
         "errors": [(each, _thumbnail(each, spec.input.fps)) for each in result.errors[:SHOWN_ERRORS]],
         "suggestions": [(each, _thumbnail(each, spec.input.fps)) for each in result.suggestions[:SHOWN_SUGGESTIONS]],
         "most_examples": max(result.examples.values(), default=1) or 1,
@@ -68,30 +68,54 @@ def trust_sentence(scores: Sequence[ModelMetrics]) -> str:
         return "Nothing was measured on held-out files: how far to trust this head is not known."
     first = scores[0].metrics[0]
     reached = f"On files that it was not trained on, the head reaches {_shown(first)}, in {first.name}."
-    rivals = [
-        (model.model, metric)
-        for model in scores[1:]
-        if model.model != FROZEN and (metric := _metric(model, first.name)) is not None
-    ]
-    if not rivals:
+    rival = _best_rival(scores)
+    if rival is None:
         return f"{reached} There is no baseline to compare it with."
+    name, best = rival
     sign = 1 if first.higher_is_better else -1
-    name, best = max(rivals, key=lambda rival: sign * rival[1].value)
     against = f"the best baseline ({name}) {_shown(best)}"
     if sign * first.value <= sign * best.value:
         return f"{reached} That is no better than {against}: do not rely on this head."
-    worst, rival = (first.low, best.high) if first.higher_is_better else (first.high, best.low)
-    if worst is not None and rival is not None and sign * worst > sign * rival:
+    if is_clearly_better(scores):
         return f"{reached} That is clearly better than {against}: trust it as far as that is good enough for you."
-    reason = "these are too few files to be sure" if worst is None else "the intervals overlap"
+    reason = "the intervals overlap" if first.low is not None else "these are too few files to be sure"
     return (
         f"{reached} That is better than {against}, but {reason}: it may be chance. Label more files, so that more can "
         "be held out, before relying on it."
     )
 
 
-def curve_sentence(curve: Sequence[LearningCurvePoint]) -> str:
-    """Whether more labels would pay, from the last doubling of the number of labels; empty for fewer than two."""
+def is_clearly_better(scores: Sequence[ModelMetrics]) -> bool:
+    """Whether the interval of a head's first metric is beyond that of the best baseline, or there is none."""
+    rival = _best_rival(scores) if scores and scores[0].metrics else None
+    if rival is None:
+        return True
+    first, (_, best) = scores[0].metrics[0], rival
+    worst, limit = (first.low, best.high) if first.higher_is_better else (first.high, best.low)
+    sign = 1 if first.higher_is_better else -1
+    return worst is not None and limit is not None and sign * worst > sign * limit
+
+
+def _best_rival(scores: Sequence[ModelMetrics]) -> tuple[str, MetricInterval] | None:
+    """The best baseline by the head's first metric, and its value; None without any."""
+    first = scores[0].metrics[0]
+    rivals = [
+        (model.model, metric)
+        for model in scores[1:]
+        if model.model != FROZEN and (metric := _metric(model, first.name)) is not None
+    ]
+    sign = 1 if first.higher_is_better else -1
+    return max(rivals, key=lambda rival: sign * rival[1].value) if rivals else None
+
+
+def curve_sentence(curve: Sequence[LearningCurvePoint], trusted: bool = True) -> str:
+    """Whether more labels would pay, from the last doubling of the number of labels; empty for fewer than two.
+
+    Args:
+        curve: the first metric by the number of labels.
+        trusted: whether the head is clearly better than the baselines; otherwise the sentence says what more labels
+            could change about that.
+    """
     curve = _distinct(curve)
     if len(curve) < 2:
         return ""
