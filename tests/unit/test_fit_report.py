@@ -16,6 +16,7 @@ from tubelet.heads.head_file import EncoderId, HeadInput, HeadSpec, MetricInterv
 from tubelet.view.fit_report import (
     common_confusions,
     curve_sentence,
+    is_clearly_better,
     reliability_sentence,
     score_bars,
     trust_sentence,
@@ -63,6 +64,7 @@ def test_the_sentence_on_trust_compares_with_the_best_baseline():
     clear = trust_sentence(scores(metric(80), metric(20), metric(60)))
     assert "clearly better than the best baseline (random weights) 60.0 % (between 55.0 and 65.0 %" in clear
     assert "may be chance" in trust_sentence(scores(metric(62), metric(60)))
+    assert is_clearly_better(scores(metric(80), metric(20))) and not is_clearly_better(scores(metric(62), metric(60)))
     assert "do not rely on this head" in trust_sentence(scores(metric(59), metric(60)))
     error = [metric(x, 0.1, "RMSE", "m", higher=False) for x in (0.5, 0.9, 1.5)]
     assert "clearly better than the best baseline (majority class) 0.900 m" in trust_sentence(scores(*error))
@@ -95,6 +97,10 @@ def test_the_sentence_on_more_labels_follows_the_last_doubling():
     assert curve_sentence(points(40, 50, 60)).endswith("more labels would pay.")
     assert "would pay little" in curve_sentence(points(40, 59, 60))
     assert "would not pay" in curve_sentence(points(40, 60, 60))
+    values = ((40, 50, 60), (40, 59, 60), (40, 60, 60))
+    sentences = [curve_sentence(points(*each), trusted=False) for each in values]
+    for sentence, words in zip(sentences, ("may become one to rely on", "only show", "try other labels"), strict=True):
+        assert words in sentence and "pay" not in sentence
     assert curve_sentence(points(60, 50, 40, higher=False)).endswith("more labels would pay.")
 
 

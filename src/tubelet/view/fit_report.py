@@ -135,13 +135,16 @@ def curve_sentence(curve: Sequence[LearningCurvePoint], trusted: bool = True) ->
         change = "improved" if gain > 0 else "fell behind"
         return f"{steps}, the metric {change} by {difference} for each doubling, measured on too few files to be sure."
     if gain > noise:
-        return f"{steps}, the metric improved by {difference} for each doubling: more labels would pay."
+        hope = "more labels would pay" if trusted else "with more labels, the head may become one to rely on"
+        return f"{steps}, the metric improved by {difference} for each doubling: {hope}."
     if gain > 0:
+        hope = "would pay little" if trusted else "would hardly make the head better, and only show how good it is"
         return (
             f"{steps}, the metric improved by {difference} for each doubling, which is within its uncertainty: more "
-            "labels would pay little, unless they are of cases that are rare so far."
+            f"labels {hope}, unless they are of cases that are rare so far."
         )
-    return f"{steps}, the metric did not improve: more labels of the same kind would not pay."
+    hope = "would not pay" if trusted else "would not make the head better; try other labels, or another model"
+    return f"{steps}, the metric did not improve: more labels of the same kind {hope}."
 
 
 def reliability_sentence(bins: Sequence[ReliabilityBin]) -> str:
