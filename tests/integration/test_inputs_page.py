@@ -193,7 +193,7 @@ VALUES = np.random.default_rng(0).permutation(8 * 64 * 64).reshape(8, 64, 64).as
 
 
 def write_scans():
-    Path("scans").mkdir()
+    Path("scans").mkdir(exist_ok=True)
     for i in range(2):
         tifffile.imwrite(f"scans/{i}.tif", VALUES, photometric="minisblack", metadata={"axes": "TYX"})
 
@@ -305,6 +305,24 @@ def the_same_encoder(model, names):
 @row(27, prepare=write_classifier)
 def a_head(head, names):
     assert head.spec.classes == ("falls", "stays", "rises")
+
+
+def put_stack_in_memory():
+    write_scans()
+    with fsspec.open("memory://scan.tif", "wb") as file:
+        file.write(Path("scans/0.tif").read_bytes())
+
+
+@row(28, prepare=put_stack_in_memory)
+def to_be_copied(error, names):
+    assert isinstance(error, TubeletError) and "has 8 pages" in str(error) and "copy it to a local disk" in str(error)
+
+
+@row(29, prepare=write_scans)
+def too_deep(done):
+    words = " ".join(done.stderr.split())
+    assert done.returncode == 1 and "has 1 channel of uint16, shards have 8-bit RGB; train on the stacks" in words
+    assert not Path("shards", "index.jsonl").exists()
 
 
 def table(folder):

@@ -436,7 +436,7 @@ def test_of_a_tiff_one_page_is_an_image_and_several_are_refused(tmp_path: Path) 
     pages[0].save(tmp_path / "one.tif")
     assert torch.equal(read_image(tmp_path / "one.tif"), torch.from_numpy(indexed_image(0)))
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(DecodeError, match="has 3 pages, expected 1; read it as a stack"):
+    with pytest.raises(DecodeError, match="has 3 pages, expected 1; it is a stack: read it where"):
         read_image(tmp_path / "stack.tif")
 
 

@@ -1,6 +1,7 @@
 """DICOM files and series: values, order, rates and windows; and nothing about a person in any message."""
 
 import builtins
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ from pydicom.uid import JPEGLosslessSV1
 
 import tubelet
 from tests.helpers.dicom_files import PATIENT, write_dicom
+from tests.helpers.heads import tiny_encoder
 from tubelet.data.images import read_image
+from tubelet.data.sample_index import version_of
 from tubelet.data.sources import list_media
 from tubelet.data.stacks import is_stack, open_stack, read_stack_frames, read_stack_info
 from tubelet.errors import DecodeError, MissingPackageError
+from tubelet.tasks.common.cache import FeatureCache
 
 # Each value of 12 bits once.
 VALUES = np.random.default_rng(0).permutation(4096).reshape(4, 64, 16).astype(np.uint16)
@@ -113,6 +117,30 @@ def test_a_source_has_a_series_once_and_radiographs_as_images(tmp_path: Path) ->
     with pytest.raises(DecodeError, match=r"has 2 DICOM series or images, expected one; name a file of one"):
         write_dicom(tmp_path / "ct" / "other.dcm", VALUES)
         read_stack_info(tmp_path / "ct")
+
+
+def test_any_slice_that_changes_is_another_version_and_other_features(tmp_path: Path) -> None:
+    places = [{"ImagePositionPatient": [0, 0, k]} for k in range(4)]
+    write_series(tmp_path / "ct", [0, 1, 2, 3], places, **PLANE)
+    first, last = tmp_path / "ct" / "a.dcm", tmp_path / "ct" / "d.dcm"
+    write_dicom(tmp_path / "ct" / "other.dcm", VALUES[0], **PLANE)
+    size, _ = before = version_of(str(first))
+    assert size == sum((tmp_path / "ct" / f"{name}.dcm").stat().st_size for name in "abcd")
+    cache = FeatureCache(tmp_path / "cache", tiny_encoder())
+    features = cache.path_for({}, [first])
+    status = last.stat()
+    write_dicom(last, VALUES[0], **SERIES, **PLANE, **places[3])
+    os.utime(last, ns=(status.st_atime_ns, status.st_mtime_ns - 10**9))  # as of a copy that keeps times
+    assert last.stat().st_size == status.st_size
+    assert version_of(str(first)) != before and cache.path_for({}, [first]) != features
+    (tmp_path / "ct" / "b.dcm").unlink()
+    assert version_of(str(first))[0] < size
+    assert version_of(str(tmp_path / "ct" / "other.dcm")) == version_of_file(tmp_path / "ct" / "other.dcm")
+    assert version_of(str(tmp_path / "gone" / "a.dcm")) is None
+
+
+def version_of_file(path: Path) -> tuple[int, float]:
+    return path.stat().st_size, path.stat().st_mtime
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR CS")  # of the writer

@@ -139,6 +139,9 @@ def test_what_a_recipe_cannot_use_is_a_bad_file(tmp_path):
         path = write_video(tmp_path / "film.mp4", frames=frames, fps=fps)
         with pytest.raises(DecodeError, match=rf"film\.mp4: {words}"):
             segments_of(path, ShardConfig(fps=4))
+    np.save(tmp_path / "deep.npy", np.zeros((8, 32, 32), np.uint16))
+    with pytest.raises(DecodeError, match=r"deep\.npy: has 1 channel of uint16, shards have 8-bit RGB; train on"):
+        segments_of(tmp_path / "deep.npy", ShardConfig(fps=4))
 
 
 def test_images_shrink_to_the_size_and_never_grow(tmp_path):

@@ -13,11 +13,13 @@ import zarr
 from PIL import Image
 
 import tubelet
+from tests.helpers.heads import tiny_encoder
 from tubelet.data.images import read_image
 from tubelet.data.sample_index import version_of
 from tubelet.data.sources import list_media
 from tubelet.data.stacks import is_image_file, is_stack, read_stack_frames, read_stack_info
 from tubelet.errors import DecodeError, MissingPackageError
+from tubelet.tasks.common.cache import FeatureCache
 
 # Every value of 12 bits is once among those of the first channel.
 VALUES = np.random.default_rng(0).permutation(2 * 4096).reshape(4, 2, 64, 16).astype(np.uint16) % 4096  # T, C, H, W
@@ -301,3 +303,4 @@ def test_a_zarr_array_of_which_a_chunk_changes_is_another_version(tmp_path: Path
     array[1] = 0
     assert version_of(str(tmp_path / "a.zarr")) != before
     assert version_of(str(tmp_path / "b.zarr")) is None
+    assert FeatureCache(tmp_path, tiny_encoder()).path_for({}, [tmp_path / "a.zarr"]).suffix == ".safetensors"

@@ -16,7 +16,7 @@ from tubelet.data.size_limits import IMAGE_PIXELS
 from tubelet.data.stacks import open_stack, read_frames_of
 from tubelet.data.stacks.reader import StackConverter, display_window, displayed, to_rgb
 from tubelet.data.stacks.tiff import is_deep, read_page
-from tubelet.data.storage import StorageError, suffix_of
+from tubelet.data.storage import StorageError, is_url, suffix_of
 from tubelet.data.video.reader import DecodedFrame
 from tubelet.errors import DecodeError, TubeletError, first_line
 
@@ -117,7 +117,8 @@ def _pixels(file: BinaryIO, name: str, full_depth: bool) -> np.ndarray:
                 raise _too_large(name)
             pages = getattr(image, "n_frames", 1)
             if image.format == "TIFF" and pages > 1:
-                raise DecodeError(name, f"has {pages} pages, expected 1; read it as a stack, where a video is expected")
+                remedy = "copy it to a local disk" if is_url(name) else "read it where a video is expected"
+                raise DecodeError(name, f"has {pages} pages, expected 1; it is a stack: {remedy}")
             if not full_depth:
                 return rgb_of(image, name)
             if head[24:25] == b"\x10" and image.mode not in _DEEP_MODES and image.format == "PNG":

@@ -82,14 +82,24 @@ def require_8_bits(media: Media) -> None:
         ConfigError: its values have more than 8 bits, or its channels are neither gray nor colors.
         DecodeError: it cannot be read.
     """
+    if depth := depth_beyond_rgb(media):
+        raise ConfigError(
+            f"{media}: has {depth}, the model takes 8-bit RGB: measure the collection with `tubelet stats SOURCE --out "
+            "stats.json`, and train with --stats stats.json"
+        )
+
+
+def depth_beyond_rgb(media: Media) -> str:
+    """The channels and type of a stack that 8-bit RGB could not hold, in words; empty for any other file.
+
+    Raises:
+        DecodeError: it cannot be read.
+    """
     if isinstance(media, (str, Path)) and is_stack(media):
         info = read_stack_info(media)
         if info.dtype != "uint8" or info.channels not in (1, 3, 4):
-            raise ConfigError(
-                f"{media}: has {info.channels} channel{'s' * (info.channels > 1)} of {info.dtype}, the model takes "
-                "8-bit RGB: measure the collection with `tubelet stats SOURCE --out stats.json`, and train with "
-                "--stats stats.json"
-            )
+            return f"{info.channels} channel{'s' * (info.channels > 1)} of {info.dtype}"
+    return ""
 
 
 def to_input(values: np.ndarray, pixels: PixelStatistics, name: str) -> Tensor:

@@ -1,8 +1,8 @@
 """All samples of one modality: plain files, and members of shards."""
 
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import fsum
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tubelet.data.containers import Media
 from tubelet.data.listed_rows import ListedRows, span_name
 from tubelet.data.shards.reader import ShardFolder
 from tubelet.data.sources import MediaList
+from tubelet.data.stacks.listing import stored_files
 from tubelet.data.video.reader import VideoInfo
 from tubelet.errors import ConfigError, DecodeError
 from tubelet.grid import Modality
@@ -122,8 +123,7 @@ class SampleIndex:
     def version(self, sample: int) -> tuple[int, float] | None:
         """Size of a file in bytes and its modification time in seconds since 1970; None if it does not exist.
 
-        A member of a shard has no modification time; its checksum takes the place. Of a Zarr array, the sum of the
-        sizes of its files and their latest time.
+        A member of a shard has no modification time; its checksum takes the place. See `version_of` for stacks.
         """
         if member := self.member(sample):
             folder, place = member
@@ -143,14 +143,16 @@ class SampleIndex:
 
 
 def version_of(path: str) -> tuple[int, float] | None:
-    """Size of a file, or of the files of a folder, in bytes and the latest modification time; None if there is none."""
+    """Size of a file in bytes and its modification time; None if it does not exist.
+
+    Of a Zarr array and of a series of DICOM slices, the sum of the sizes and the mean of the times of all files, which
+    changes with any of them.
+    """
     try:
-        status = [Path(path).stat()]
-        if stat.S_ISDIR(status[0].st_mode):
-            status = [each.stat() for each in Path(path).rglob("*") if each.is_file()] or status
+        status = [each.stat() for each in stored_files(Path(path))]
     except OSError:
         return None
-    return sum(each.st_size for each in status), max(each.st_mtime for each in status)
+    return sum(each.st_size for each in status), fsum(each.st_mtime for each in status) / len(status)
 
 
 def build_index(media: MediaList, modality: Modality) -> SampleIndex:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from tubelet.data.listed_rows import span_name
-from tubelet.data.sample_index import Sample, build_index
+from tubelet.data.sample_index import Sample, build_index, version_of
 from tubelet.data.shards.format import SOURCES
 from tubelet.data.sources import MediaList
 from tubelet.data.storage import StorageError, is_url, size_of
@@ -150,8 +150,8 @@ def _key(row: SourceRow) -> str:
 
 def _size(path: str) -> int:
     try:
-        return size_of(path) if is_url(path) else Path(path).stat().st_size
+        return size_of(path) if is_url(path) else (version_of(path) or (0, 0.0))[0]
     except StorageError:
         raise
-    except (OSError, DecodeError):
+    except DecodeError:
         return 0  # reported when it is read

@@ -11,9 +11,10 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from tubelet.config import ShardConfig
-from tubelet.data.containers import Media
+from tubelet.data.containers import Media, media_name
 from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.images import read_image
+from tubelet.data.model_frames import depth_beyond_rgb
 from tubelet.data.sample_index import Sample
 from tubelet.errors import DecodeError
 from tubelet.grid import Modality
@@ -41,8 +42,11 @@ def transcode(sample: Sample, modality: Modality, config: ShardConfig) -> Iterat
     """The segments of one file or span, in their order; of a video, one segment at a time is in memory.
 
     Raises:
-        DecodeError: the file cannot be read, perhaps after some segments.
+        DecodeError: the file cannot be read, perhaps after some segments; or it is a stack of more than 8 bits.
     """
+    if depth := depth_beyond_rgb(sample.media):
+        reason = f"has {depth}, shards have 8-bit RGB; train on the stacks themselves, with --stats of `tubelet stats`"
+        raise DecodeError(media_name(sample.media), reason)
     if modality is Modality.IMAGE:
         yield _image(sample.media, config)
     else:

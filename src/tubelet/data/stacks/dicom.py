@@ -89,13 +89,27 @@ def series_of(paths: Sequence[str]) -> list[tuple[str, int]]:
         For each, the first file of its series, or itself; and the number of frames. A file that cannot be read counts
         as two frames, so that it is reported where it is opened.
     """
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for folder in sorted({Path(path).parent for path in paths}):
-        for header in _files(folder):
-            if header.frames == 1 and header.series:
-                groups.setdefault((folder, header.series, header.shape), []).append(header.path)
-    series = {path: (files[0], len(files)) for files in groups.values() for path in files}
-    return [series.get(path) or (path, _frame_count(path)) for path in paths]
+    series = [slices_of(path) for path in paths]
+    return [
+        (files[0], len(files)) if files else (path, _frame_count(path))
+        for path, files in zip(paths, series, strict=True)
+    ]
+
+
+def slices_of(path: str) -> Sequence[str]:
+    """The files of the series of a slice, by name; none for a file that is a stack or an image by itself."""
+    folder = Path(path).parent
+    return _series_of_folder(folder, folder.stat().st_mtime_ns).get(path, ())
+
+
+@lru_cache(maxsize=2**10)
+def _series_of_folder(folder: Path, mtime_ns: int) -> dict[str, list[str]]:
+    """Each slice of a folder with the files of its series, kept as long as no file is added or removed."""
+    groups: dict[tuple[str, tuple[int, int, int]], list[str]] = {}
+    for header in _files(folder):
+        if header.frames == 1 and header.series:
+            groups.setdefault((header.series, header.shape), []).append(header.path)
+    return {path: files for files in groups.values() for path in files}
 
 
 def _frame_count(path: str) -> int:

@@ -1,6 +1,7 @@
 """Which files of a source are videos, images and stacks."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.data.file_types import IMAGE_SUFFIXES, STACK_FORMATS, STACK_SUFFIXES, VIDEO_SUFFIXES, names_with
-from tubelet.data.stacks.dicom import series_of
+from tubelet.data.stacks.dicom import series_of, slices_of
 from tubelet.data.stacks.numpy_array import may_be_frames
 from tubelet.data.stacks.tiff import has_pages
 
@@ -65,6 +66,18 @@ def kinds_of(files: pa.ChunkedArray, is_folder: bool) -> FileKinds:
             stack &= ~single & ~repeated
             image |= single & ~repeated
     return FileKinds(files, video | stack, image, repeated, int(stack.sum()))
+
+
+def stored_files(path: Path) -> list[Path]:
+    """The files that an item of a source is stored in: the series of a DICOM slice, all files of a folder, or itself.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    if path.is_dir():
+        return sorted(each for each in path.rglob("*") if each.is_file()) or [path]
+    series = slices_of(str(path)) if path.suffix.lower() in _DICOM else ()
+    return [Path(each) for each in series] or [path]
 
 
 def _matches(files: pa.ChunkedArray, suffixes: frozenset[str]) -> np.ndarray:

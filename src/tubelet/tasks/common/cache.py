@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tubelet.data.stacks.listing import stored_files
 from tubelet.errors import DataError, FileError
 from tubelet.io.arrays import read_safetensors
 from tubelet.io.files import atomic_write, cache_dir, describe_os_error
@@ -84,7 +85,8 @@ class FeatureCache:
         identity = {"tubelet": version("tubelet"), "recipe": dict(recipe)}
         digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16)
         for source in sources:
-            digest.update(self._content(source).encode())
+            for file in _stored_files(source):
+                digest.update(self._content(file).encode())
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
@@ -109,6 +111,13 @@ class FeatureCache:
                 "it is corrupt, delete it; the features remain"
             ) from error
         return digest
+
+
+def _stored_files(source: Path) -> list[Path]:
+    try:
+        return stored_files(source)
+    except OSError as error:
+        raise FileError(f"{source}: cannot be read ({error.strerror})") from error
 
 
 def write_features(path: Path, features: Mapping[str, Tensor]) -> None:
