@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from PIL import Image
 
 from tests.helpers.media import write_image
+from tests.helpers.pixel_labels import segmentation_image
 from tubelet.config import FitConfig
 from tubelet.data.sources import list_media
 from tubelet.fitting.run import choose_splits, read_label_table
@@ -73,3 +75,19 @@ def test_a_single_split_is_divided_and_faults_name_the_split(tmp_path):
     with pytest.raises(LabelError) as error:
         read_labels(tmp_path / "empty")
     assert "has no annotation file, metadata.csv or folders of classes" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["file_name", "image_file_name"])
+def test_images_with_masks_are_pixel_labels(name, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "images").mkdir(parents=True)
+        (tmp_path / split / "masks").mkdir()
+        for i in range(2):
+            image, mask = segmentation_image(i)
+            Image.fromarray(image).save(tmp_path / split / "images" / f"{i}.png")
+            Image.fromarray(mask).save(tmp_path / split / "masks" / f"{i}.png")
+        rows = [json.dumps({name: f"images/{i}.png", "mask_file_name": f"masks/{i}.png"}) for i in range(2)]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(rows))
+    table, task = read_label_table(tmp_path, FitConfig(workers=0))
+    assert task.name == "segmentation" and [row.split for row in table.rows] == ["test", "test", "train", "train"]
+    assert table.rows[3].mask == tmp_path / "train" / "masks" / "1.png" and table.classes == ("0", "1", "2")

@@ -35,8 +35,12 @@ COLUMNS = (
 """Columns with a meaning; every other one of numbers is a target of regression."""
 IGNORED_COLUMNS = ("answer", "answer_score")
 """Columns of tables of suggestions (`tubelet fit --suggest`), which show what a head says."""
-# Names of Hugging Face's folders of media, and of the predictions of maps.
-_OTHER_NAMES = {"path": "file_name", "mask": "mask_file", "depth": "depth_file"}
+# Names of Hugging Face's folders of media, where NAME_file_name is the file of a column NAME, and of predicted maps.
+_OTHER_NAMES = {
+    "path": ("file_name", "image_file_name", "video_file_name"),
+    "mask": ("mask_file", "mask_file_name"),
+    "depth": ("depth_file", "depth_file_name"),
+}
 _REMEDY = "save the table again"
 _URL = re.compile(r"\w{2,}:/")  # as a URL and as the path that it becomes; a drive of Windows has one letter
 # Columns of numbers that are a known column under another name rather than targets, and of text that are labels.
@@ -127,8 +131,9 @@ def _read_own(path: Path) -> LabelTable:
     content = read_bytes(path, "check the name of the label table")
     cells = _cells(path, content)
     columns = {name.lower(): name for name in cells.header if name.lower() in COLUMNS}
-    for name, other in _OTHER_NAMES.items():
-        if name not in columns and other in cells.header:
+    for name, others in _OTHER_NAMES.items():
+        other = next((each for each in others if each in cells.header), None)
+        if name not in columns and other is not None:
             columns[name] = other
     if "path" not in columns:
         hint = nearest("path", cells.header)
