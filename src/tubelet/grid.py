@@ -61,7 +61,7 @@ class Mask:
 
 
 class MaskedGrid(NamedTuple):
-    """A batch's mask, and what it masks.
+    """The mask of a batch, with the grid and the modality of the batch.
 
     Attributes:
         mask: the indices of context and target tokens.

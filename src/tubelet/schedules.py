@@ -1,6 +1,6 @@
-"""Values by step, as pure functions: nothing to replay when a run resumes, and plain to plot.
+"""Schedules as pure functions of the step, so that a resumed run has no scheduler state to restore.
 
-`step` counts the optimizer steps done before this one, so the first step's value is at 0.
+`step` is the number of optimizer steps done: the first step uses the value at 0.
 """
 
 import math

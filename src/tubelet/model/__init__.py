@@ -1,1 +1,1 @@
-"""The network: tokenizer, rotary positions, blocks, encoder and predictor."""
+"""The networks: tokenizer, rotary position embedding, transformer blocks, encoder and predictor."""

@@ -1,8 +1,8 @@
-"""Which kernel attention runs on, by device and precision.
+"""Attention, and the choice of its kernel by device and precision.
 
-PyTorch's fused kernels need no K x K table and were the fastest in every measurement but one: in bf16 on a CPU without
-AMX tiles, their backward pass computes in small blocks. There it is written as five whole matrix products, with the
-probabilities recomputed from the saved log-sum-exp; see `docs/performance.md`.
+PyTorch's fused kernels need no K x K score matrix and were the fastest in all measurements but one: in bf16 on a CPU
+without AMX tiles, their backward pass computes in small blocks. There, the backward pass is five whole matrix products,
+with probabilities recomputed from the saved log-sum-exp; see `docs/performance.md`.
 """
 
 from functools import cache
@@ -36,11 +36,11 @@ def _has_amx() -> bool:
 
 
 class _ProductBackward(torch.autograd.Function):
-    """Fused forward pass, backward pass of whole matrix products."""
+    """Attention with the fused forward pass, and a backward pass of whole matrix products."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # The public call does not return the log-sum-exp of each row of scores, which the backward pass needs.
+        # Unlike the public function, this one returns the log-sum-exp of each row of scores, for the backward pass.
         out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
         ctx.save_for_backward(q, k, v, out, logsumexp)
         return out
@@ -51,7 +51,7 @@ class _ProductBackward(torch.autograd.Function):
         q, k, v, out, logsumexp = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         grad = grad.to(q.dtype)
-        # In place: a table (B, heads, K, K) of fp32 is the largest thing of the whole step.
+        # In place: this fp32 tensor (B, heads, K, K) is the largest of the whole step.
         probs = (q @ k.mT).float().mul_(scale).sub_(logsumexp.unsqueeze(-1)).exp_()
         grad_v = probs.to(q.dtype).mT @ grad
         # d softmax: the gradient of a probability minus the row's mean gradient, which is grad · out.

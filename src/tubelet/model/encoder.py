@@ -13,7 +13,7 @@ from tubelet.model.tokenizer import Tokenizer
 
 
 class Encoder(nn.Module):
-    """A pre-norm ViT over all tokens, or over those that a mask leaves visible, with outputs at several depths."""
+    """A pre-norm ViT over all tokens or only the context tokens of a mask, with outputs at several depths."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -22,20 +22,20 @@ class Encoder(nn.Module):
         self.tokenizer = Tokenizer(config)
         blocks = [Block(config.width, config.heads, config.mlp_ratio) for _ in range(config.depth)]
         self.blocks = nn.ModuleList(blocks)
-        # One norm per output level, also where only the last levels are returned: released files contain all of them.
+        # One norm per level, even if only the last levels are returned: released files contain all of them.
         self.norms = nn.ModuleList(nn.LayerNorm(config.width, eps=NORM_EPS) for _ in config.levels)
         init_weights(self, blocks)
 
     def forward(self, pixels: Tensor | Sequence[Tensor], ids: Tensor | Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Encode whole inputs, or only their visible tokens.
+        """Encode inputs, or only their context tokens.
 
         Args:
-            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image. Or several such batches.
-            ids: (B, K) indices of the tokens to see, or None for all N. Or those of each batch.
+            pixels: (B, C, T, H, W) normalized pixels, T = 1 for images; or a sequence of such batches.
+            ids: (B, K) indices of the tokens to encode, or None for all N; or a sequence, one for each batch.
 
         Returns:
-            L tensors (B, K, D), of several batches packed (1, ΣB·K, D): the output levels, shallow to deep, each after
-            its own LayerNorm.
+            L tensors (B, K, D), or (1, ΣB·K, D) packed for several batches: the output levels, shallow to deep, each
+            after its own LayerNorm.
 
         Raises:
             TubeletError: if the pixels' shape does not divide into patches.
@@ -51,15 +51,15 @@ class Encoder(nn.Module):
         blocks: Sequence[int],
         ids: Tensor | Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
-        """Outputs of the given blocks, before any norm; nothing is computed beyond the last of them.
+        """Outputs of the given blocks, without norm; blocks after the last one are not computed.
 
         Args:
-            pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image. Or several such batches.
+            pixels: (B, C, T, H, W) normalized pixels, T = 1 for images; or a sequence of such batches.
             blocks: 0-based block numbers, ascending.
-            ids: (B, K) indices of the tokens to see, or None for all N. Or those of each batch.
+            ids: (B, K) indices of the tokens to encode, or None for all N; or a sequence, one for each batch.
 
         Returns:
-            one tensor (B, K, D) per block, of several batches packed (1, ΣB·K, D).
+            for each block a tensor (B, K, D), or (1, ΣB·K, D) packed for several batches.
         """
         if isinstance(pixels, Tensor):
             assert ids is None or isinstance(ids, Tensor)
@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         return outputs
 
     def _embed(self, pixels: Tensor, ids: Tensor | None) -> tuple[Tensor, RotaryTable]:
-        """The tokens (B, K, D) of one batch, and their angles."""
+        """The tokens (B, K, D) of one batch, and their rotary table."""
         config, grid = self.config, self.tokenizer.grid(pixels)
         positions = torch.arange(grid.tokens, device=pixels.device).unsqueeze(0) if ids is None else ids
         table = rotary_table(positions, grid, config.width // config.heads, config.rope_grid, config.rope)
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
 
 
 def random_encoder(config: ModelConfig, seed: int) -> Encoder:
-    """A frozen encoder with the initial weights of `seed`; the global generator is left unchanged."""
+    """A frozen encoder with initial weights from `seed`; the global random generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(config).eval().requires_grad_(False)

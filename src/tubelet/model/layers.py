@@ -14,16 +14,16 @@ from tubelet.model.rope import RotaryTable, rotate, rotate_out
 
 NORM_EPS = 1e-6
 INIT_STD = 0.02
-# Rows of a matrix product from which on it is as fast per row as any longer one.
+# A matrix product of this many rows is as fast per row as a longer one.
 _CHUNK_ROWS = 1024
 
 
 def use_chunked_inference(x: Tensor) -> bool:
-    """Whether a forward pass processes its tokens in chunks and overwrites intermediate results.
+    """Whether a forward pass processes its tokens in chunks, in place where possible: on a CPU without gradients.
 
-    On a CPU, tensors larger than the cache are slow: a core waits for memory, and for the system, which takes large
-    blocks back and clears them before it hands them out again. Autograd and compilers need whole tensors, and under
-    autocast every chunk would cast all weights again.
+    On a CPU, tensors larger than the cache are slow: cores wait for memory, and for the system, which zeroes large
+    blocks each time that it allocates them. Autograd and compilers need whole tensors, and under autocast every chunk
+    would cast all weights again.
     """
     return (
         x.device.type == "cpu"
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.kernel = attention  # an attribute, so that a planner can replace the kernel of the device it runs on
+        self.kernel = attention  # an attribute, so that the planner can replace it
 
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
         """(B, K, D) -> (B, K, D), or packed, (1, ΣB·K, D) -> (1, ΣB·K, D)."""
@@ -66,7 +66,7 @@ class Attention(nn.Module):
     def _attend(self, qk: Tensor, v: Tensor) -> Tensor:
         """(B, K, 2·heads, head_dim) and (B, K, heads, head_dim) -> (B, K, heads, head_dim).
 
-        The kernels write their output in the layout of the queries: with tokens before heads, no copy follows.
+        The kernels write their output in the layout of the queries: with tokens before heads, no copy is needed.
         """
         q, k = qk.chunk(2, dim=2)
         return self.kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
@@ -101,7 +101,7 @@ class MLP(nn.Module):
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm in the precision of its input: a sharded run gathers the weights in a lower one."""
+    """LayerNorm that casts its weights to the dtype of its input: a sharded run gathers them in lower precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -117,7 +117,7 @@ class Block(nn.Module):
         self.norm1 = Norm(width, eps=NORM_EPS)
         self.attention = Attention(width, heads)
         self.norm2 = Norm(width, eps=NORM_EPS)
-        # A ratio such as 48/11 gives a whole number of channels, which its float may miss from below.
+        # width · 48/11 is a whole number, but its float may be slightly less.
         self.mlp = MLP(width, int(width * mlp_ratio + 1e-6))
 
     def forward(self, x: Tensor, table: RotaryTable) -> Tensor:
@@ -128,7 +128,7 @@ class Block(nn.Module):
 
 
 def random_vector(width: int) -> nn.Parameter:
-    """A learnable vector (width,) whose entries begin close to zero."""
+    """A learnable vector (width,), initialized close to zero."""
     vector = torch.empty(width)
     # See `init_weights` about the meta device.
     return nn.Parameter(vector if vector.is_meta else vector.normal_(std=1e-6))
@@ -137,7 +137,7 @@ def random_vector(width: int) -> nn.Parameter:
 def init_weights(module: nn.Module, blocks: Iterable[Block]) -> None:
     """Truncated-normal weights, zero biases; block i's residual projections divided by sqrt(2i), i from 1.
 
-    Weights on the meta device have no values, and PyTorch would import its compiler and SymPy to compute none.
+    Skipped on the meta device, where PyTorch would import its compiler and SymPy to initialize nothing.
     """
     if next(module.parameters()).is_meta:
         return
@@ -152,8 +152,8 @@ def init_weights(module: nn.Module, blocks: Iterable[Block]) -> None:
 
 
 def run_block(block: nn.Module, x: Tensor, table: RotaryTable, recompute: bool) -> Tensor:
-    """Run one block; its activations are stored for the backward pass or recomputed in it."""
+    """Run one block; `recompute` discards its activations and recomputes them in the backward pass."""
     if recompute and torch.is_grad_enabled():
-        # Nothing in a block is random.
+        # A block uses no random numbers.
         return torch.utils.checkpoint.checkpoint(block, x, table, use_reentrant=False, preserve_rng_state=False)
     return block(x, table)

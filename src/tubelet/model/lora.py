@@ -1,7 +1,7 @@
-"""Low-rank adapters (Hu et al., arXiv 2106.09685) in the linear layers of an encoder's blocks, by peft.
+"""Low-rank adapters (LoRA; Hu et al., arXiv 2106.09685) in the linear layers of an encoder's blocks, by peft.
 
-A layer of weight W computes with W + B·A; A and B are trained and W is not. alpha equals the rank, so that nothing is
-scaled between them.
+A layer with weight W computes with W + B·A; A and B are trained and W is frozen. alpha equals the rank, so that the
+update is not scaled.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def get_adapters(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 def merge_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dictionary of the plain network that computes the same as one with adapters."""
+    """Merge adapters into the weights of a state dictionary; returns that of the plain network."""
     merged = {name.replace(_BASE, "."): value for name, value in state.items() if ".lora_" not in name}
     for name in state:
         if name.endswith(_A):

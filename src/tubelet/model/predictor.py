@@ -14,7 +14,7 @@ from tubelet.model.rope import RotaryTable, rotary_table
 
 
 class Fusion(nn.Sequential):
-    """Concatenated levels to one predictor token: Linear L·D -> D, GELU, Linear D -> P; one level is only projected."""
+    """Fuse concatenated levels: Linear L·D -> D, GELU, Linear D -> P; a single level is only projected to P."""
 
     def __init__(self, levels: int, width: int, out: int) -> None:
         if levels == 1:
@@ -45,16 +45,16 @@ class Predictor(nn.Module):
     def forward(
         self, levels: list[Tensor], masked: Sequence[MaskedGrid], mask_token: int = 0
     ) -> list[tuple[Tensor, Tensor]]:
-        """Predict the teacher's levels at masked and at visible positions.
+        """Predict the teacher's levels at target and context tokens.
 
         Args:
-            levels: L tensors (1, ΣB·Kc, D), the student's levels of the context tokens of some batches; of a single
-                batch (B, Kc, D) will do.
-            masked: the batches' masks and grids.
-            mask_token: which learnable mask token stands in at masked positions.
+            levels: L tensors (1, ΣB·Kc, D), packed: the student's levels at the context tokens of all batches. For a
+                single batch also (B, Kc, D).
+            masked: mask and grid of each batch.
+            mask_token: index of the learnable mask token to use.
 
         Returns:
-            (B, Kt, L·D) predictions at the target tokens and (B, Kc, L·D) at the context tokens, for each batch.
+            for each batch predictions (B, Kt, L·D) at the target tokens and (B, Kc, L·D) at the context tokens.
 
         Raises:
             TubeletError: if the levels do not match the masks or the model.

@@ -20,7 +20,7 @@ from tubelet.config import RopeVersion
 from tubelet.grid import Grid
 from tubelet.model.packing import Segments, pack
 
-# Tokens that `rotate_out` rotates at once: a megabyte of queries, keys and temporaries in a ViT-B.
+# Tokens per chunk of `rotate_out`: a megabyte of queries, keys and temporaries in a ViT-B.
 _TOKENS_IN_CACHE = 64
 
 
@@ -42,7 +42,7 @@ class RotaryTable(NamedTuple):
 
     @staticmethod
     def packed(tables: "Sequence[RotaryTable]", segments: Segments) -> "RotaryTable":
-        """The table of a packed sequence, from those of its batches."""
+        """Pack the tables of several batches."""
         cos, sin = (
             pack([angles.expand(B, -1, -1, -1) for angles, (B, _) in zip(each, segments, strict=True)])
             for each in ([table.cos for table in tables], [table.sin for table in tables])
@@ -51,7 +51,7 @@ class RotaryTable(NamedTuple):
 
 
 def axis_size(head_dim: int) -> int:
-    """Channels of a head that each of the three axes rotates: the largest even number not over head_dim / 3."""
+    """Channels of a head that each of the three axes rotates: the largest even number up to head_dim / 3."""
     return 2 * (head_dim // 3 // 2)
 
 
@@ -73,16 +73,16 @@ def grid_positions(ids: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
 def rotary_table(
     ids: Tensor, grid: Grid, head_dim: int, rope_grid: int | None, rope: RopeVersion = "2.1"
 ) -> RotaryTable:
-    """Angles of the tokens `ids`.
+    """Cosines and sines of the angles of some tokens.
 
     Args:
         ids: (B or 1, K) int64 token indices.
-        grid: the grid they index.
+        grid: the token grid that they index.
         head_dim: channels of an attention head, even.
         rope_grid: rows and columns of the pre-training grid, which row and column positions are rescaled to so that
             the first and last keep their angles at any resolution; None leaves positions as they are.
-        rope: "2.0" repeats an axis's frequencies end to end over its channels, where pairs lie side by side, and leaves
-            positions as they are (see `ModelConfig.rope`).
+        rope: "2.0" repeats the frequencies of an axis end to end over its channels, although pairs are adjacent
+            channels, and does not rescale positions (see `ModelConfig.rope`).
     """
     pairs = axis_size(head_dim) // 2
     frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float32, device=ids.device) / max(pairs, 1))
@@ -97,12 +97,12 @@ def rotary_table(
 
 
 def _table(positions: list[Tensor], frequencies: Sequence[Tensor], head_dim: int) -> RotaryTable:
-    """The table of positions, from the frequencies of the first and of the second members of the pairs."""
+    """The table of positions, from the frequencies of the first and second channels of the pairs."""
     halves = []
     for frequency, sign in zip(frequencies, (-1, 1), strict=True):
-        # The first half turns the other way; the cosine is the same.
+        # The first half has negative sines; cosines are the same.
         angles = torch.cat([position.unsqueeze(-1) * (sign * frequency) for position in positions], dim=-1)
-        # The rest of the head rotates by angle 0, which leaves it unchanged without a branch in the rotation.
+        # The rest of the head is rotated by angle 0, which leaves it unchanged.
         halves.append(torch.nn.functional.pad(angles, (0, head_dim // 2 - angles.shape[-1])))
     angles = torch.cat(halves, dim=-1).unsqueeze(2)
     return RotaryTable(angles.cos(), angles.sin())
@@ -133,7 +133,7 @@ def _swap_halves(x: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """The rotation, with its transpose as the backward pass: half of the operations that autograd would record."""
+    """Rotation whose backward pass is the transposed rotation: half of the operations that autograd would record."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -148,13 +148,12 @@ class _Rotation(torch.autograd.Function):
 
 
 def rotate_out(out: Tensor, heads: Tensor, table: RotaryTable) -> None:
-    """`rotate` into a preallocated tensor, a few tokens at a time; for forward passes on a CPU without gradients.
+    """`rotate` into a preallocated tensor, in chunks of tokens, for forward passes on a CPU without gradients.
 
-    The fp32 temporaries stay in the core's cache. For all tokens at once they take several times as long, in memory
-    that is returned to the system after every block.
+    The fp32 temporaries of a chunk fit into the cache. Rotating all tokens at once takes several times as long.
 
     Args:
-        out: (B, K, heads, head_dim), where the result is written.
+        out: (B, K, heads, head_dim), the result.
         heads: (B, K, heads, head_dim).
         table: the angles of the K tokens.
     """

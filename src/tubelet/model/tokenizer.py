@@ -1,4 +1,4 @@
-"""From pixels to tokens, by modality (docs/system.md, steps 1 and 2)."""
+"""Patch embedding of videos and images (docs/system.md, steps 1 and 2)."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from tubelet.model.layers import random_vector
 
 
 def modality_of(pixels: Tensor) -> Modality:
-    """An input of one frame is an image; more are a video."""
+    """The modality of pixels (B, C, T, H, W): an image if T is 1, otherwise a video."""
     return Modality.IMAGE if pixels.shape[2] == 1 else Modality.VIDEO
 
 
@@ -33,7 +33,7 @@ def patchify(pixels: Tensor, grid: Grid) -> Tensor:
 def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
     """The tokens `ids` (B, K) of x (B, N, D): (B, K, D)."""
     B, N, D = x.shape
-    # As rows of one long table: whole rows are copied, where a gather would look up every channel by itself.
+    # index_select copies whole rows, where torch.gather would look up every channel.
     rows = ids + N * torch.arange(B, device=ids.device).unsqueeze(1)
     return x.flatten(0, 1).index_select(0, rows.flatten()).view(B, -1, D)
 
@@ -41,8 +41,8 @@ def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
 class Tokenizer(nn.Module):
     """A linear patch embedding and a learnable modality embedding for videos and for images.
 
-    A convolution whose kernel equals its stride is one matrix product over flattened patches; written so, the patches
-    that a mask hides are never multiplied at all.
+    A convolution whose kernel equals its stride is a matrix product over flattened patches. In this form, masked
+    patches are not computed.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -68,7 +68,7 @@ class Tokenizer(nn.Module):
         return self.config.grid(*pixels.shape[2:])
 
     def forward(self, pixels: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Embed the patches `ids` of an input, or all of them.
+        """Embed all patches of an input, or only the patches `ids`.
 
         Args:
             pixels: (B, C, T, H, W) normalized pixels; T = 1 is an image.
