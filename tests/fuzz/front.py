@@ -22,8 +22,9 @@ from tubelet.data.batch import MediaBytes
 from tubelet.data.clips import center_clip_times, window_times
 from tubelet.data.decode import Video, read_frames
 from tubelet.data.images import read_image
+from tubelet.data.shards.existing import check_plan
 from tubelet.data.shards.reader import open_shards
-from tubelet.data.shards.writer import ShardJob, _check_plan, _read_marker
+from tubelet.data.shards.shard_file import ShardJob, read_marker
 from tubelet.data.sources import list_media
 from tubelet.datasets import diving48, sample_set, ssv2, youtube_vos
 from tubelet.embed.search import search
@@ -171,7 +172,7 @@ def _note(path: Path) -> None:
     job = ShardJob(path.parent, 0, (), ShardConfig())
     job.shard.write_bytes(b"")
     shutil.copy(path, job.marker)
-    _read_marker(job)
+    read_marker(job)
 
 
 def _vos(path: Path) -> None:
@@ -188,9 +189,7 @@ JSON_READERS = {
     "transformers": lambda path: _encoder_config(path, read_transformers_config(path)),
     "header": lambda path: read_header(_renamed(path, "header.json").parent),
     "settings": lambda path: read_settings(_renamed(path, "_settings.json").parent),
-    "plan": lambda path: _check_plan(
-        path, {"recipe": {}, "shard_mb": 1.0, "sources": "", "files": 1, "source_size": 1}
-    ),
+    "plan": lambda path: check_plan(path, {"recipe": {}, "shard_mb": 1.0, "sources": "", "files": 1, "source_size": 1}),
     "note": _note,
     "labels": _something,
     "train": _something,

@@ -392,7 +392,7 @@ def test_an_addition_that_is_interrupted_leaves_the_old_shards_and_is_continued(
     write_shards([str(media)], out, RECIPE, **settings)
     for name in ("1.mp4", "1.png"):
         shutil.copy(sources / name, media / name)
-    for step in ("_write_index", "_write_lines"):
+    for step in ("_write_index", "write_lines"):
         with monkeypatch.context() as patch:
             patch.setattr(writer, step, interrupt(step, getattr(writer, step)))
             with pytest.raises(KeyboardInterrupt):

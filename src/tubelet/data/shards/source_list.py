@@ -57,12 +57,12 @@ class ShardSource:
 
     @property
     def key(self) -> str:
-        """What tells it from all others: the path, with the times of a span."""
+        """Unique key: the path, with the times of a span."""
         return _key(self.row)
 
     @property
     def row(self) -> SourceRow:
-        """Its line in sources.jsonl."""
+        """The row of this source in sources.jsonl."""
         span = (self.sample.start_s, self.sample.end_s) if self.sample.place else (None, None)
         return SourceRow(path=self.path, size=self.size, start_s=span[0], end_s=span[1], weight=self.weight)
 

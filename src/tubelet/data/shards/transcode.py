@@ -1,4 +1,4 @@
-"""One source file -> the members of shards that are made of it."""
+"""Transcode one source file into the members of shards."""
 
 import io
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ from tubelet.grid import Modality
 
 # Fine enough that a reader, which allows half a tick, finds each frame at exactly its timestamp in the source.
 _TICKS = 90_000
-# Segments that one frame may fill: what lasts long and shows little is not worth more.
+# Number of segments that one frame may fill, so that nearly still videos do not become many shards.
 _STILL = 4
 
 
 @dataclass(frozen=True)
 class EncodedSegment:
-    """What becomes a member of a shard: the bytes of an MP4 or JPEG, and its entries in the index; see `Member`."""
+    """The content of a member of a shard: the bytes of an MP4 or JPEG, and its fields in the index; see `Member`."""
 
     data: bytes
     modality: Modality
