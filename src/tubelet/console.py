@@ -295,16 +295,18 @@ class ConsoleHandler(logging.Handler):
     Above the level DEBUG only those of rank 0.
     """
 
-    def __init__(self, level: str, dated: bool = False) -> None:
+    def __init__(self, level: str, dated: bool = False, stderr: bool = False) -> None:
         """Print records from a level on.
 
         Args:
             level: "debug", "info", "warning" or "error".
             dated: Whether lines begin with date and time where the console is not a terminal.
+            stderr: Whether they go to standard error, since standard output is for a program.
         """
         super().__init__(level.upper())
+        self.stderr = stderr
         self.addFilter(RankFilter())
-        if dated and not open_console().is_terminal:
+        if dated and not open_console(stderr).is_terminal:
             self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         if self.level <= logging.DEBUG:
             self.setFormatter(logging.Formatter("%(asctime)s rank %(rank)d %(levelname)s %(name)s: %(message)s"))
@@ -314,7 +316,7 @@ class ConsoleHandler(logging.Handler):
         if self.level > logging.DEBUG and getattr(record, "rank", 0) > 0:
             return
         styles = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
-        print_wrapped(open_console(), self.format(record), styles.get(record.levelno, ""))
+        print_wrapped(open_console(self.stderr), self.format(record), styles.get(record.levelno, ""))
 
 
 @contextmanager

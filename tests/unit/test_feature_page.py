@@ -1,6 +1,7 @@
 """The page of features: what it contains, how it behaves in a browser, and what is refused."""
 
 import json
+import logging
 import re
 from types import SimpleNamespace
 
@@ -89,6 +90,15 @@ def test_quantization_costs_what_it_says():
     assert errors.mean() < 2 * found.mean_error and found.mean_error < 0.02
     assert (errors < found.largest_error).float().mean() > 0.95
     assert quantize_tokens([tokens], 96).mean_error < 0.003  # all directions: what remains are the bytes
+
+
+def test_the_time_of_all_surprise_is_logged_once(made, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(feature_page, "_LOGGED_S", 0)
+    sources = [str(path) for path in (made.media[0], made.media[2])]
+    with caplog.at_level(logging.INFO, "tubelet"):
+        write_feature_page(sources, [str(made.run)], tmp_path / "a.html", SETTINGS)
+    (line,) = [message for message in caplog.messages if message.startswith("surprise of")]
+    assert re.fullmatch(r"surprise of 2 files, \d+ windows, takes about .* \(--no-surprise leaves it out\)", line)
 
 
 def test_surprise_is_the_mean_error_of_hidden_tokens(made):

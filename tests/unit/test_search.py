@@ -1,6 +1,7 @@
 """Nearest clips and regions of tables, also of those whose parts hold what cannot be compared."""
 
 import json
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,15 +16,15 @@ from tubelet.embed.regions import grow_box, region_weights
 from tubelet.embed.search import common_folder, search
 from tubelet.embed.table import FORMAT
 from tubelet.errors import TubeletError
+from tubelet.grid import Grid
 
 SETTINGS = {"format": FORMAT, "model": "m", "model_id": "m", "weights": "w", "image_size": 8, "frames": 2, "fps": 4.0}
 SETTINGS |= {"stride_s": None, "dense": False, "levels": False}
 
 
 def model(query):
-    return SimpleNamespace(
-        weights_id="w", model_id="m", encode=lambda *_, **__: SimpleNamespace(pooled=torch.tensor([query]))
-    )
+    features = SimpleNamespace(pooled=torch.tensor([query]), times=torch.tensor([[0.5, 1.5]]), grid=Grid(2, 1, 1))
+    return SimpleNamespace(weights_id="w", model_id="m", encode=lambda *_, **__: features)
 
 
 @pytest.fixture
@@ -38,10 +39,12 @@ def table(tmp_path):
     return tmp_path
 
 
-def test_rows_that_are_not_finite_hide_no_neighbors_and_are_counted(table):
+def test_rows_that_are_not_finite_hide_no_neighbors_and_are_counted(table, caplog):
+    caplog.set_level(logging.INFO, "tubelet")
     with pytest.warns(UserWarning, match="3 of 5 rows have features without a direction"):
         hits = search(table, "a.png", 3, model([1.0, 0.0, 0.0, 0.0]))
     assert [hit.path for hit in hits] == ["1.png", "4.png"] and hits[0].similarity == pytest.approx(1)
+    assert caplog.messages == ["query: a.png, time steps from 0.50 to 1.50 s"]
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,17 @@ def test_arrays_of_numpy_are_read_in_either_order(tmp_path: Path) -> None:
     check(tmp_path / "a.npz", GRAY[..., None])
 
 
+def test_arrays_next_to_other_media_are_counted_with_the_pattern_that_reads_them(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GRAY, photometric="minisblack")
+    np.save(tmp_path / "b.npy", GRAY)
+    media = list_media([str(tmp_path)])
+    assert len(media.videos) == 1 and media.has_stacks
+    (note,) = [note for note in media.notes if "NumPy" in note]
+    pattern = note.split("'")[1]
+    assert note == f"{tmp_path}: 1 NumPy file not read, since the folder has other media; '{pattern}' reads them"
+    assert [Path(path).name for path in list_media([pattern]).videos] == ["b.npy"]
+
+
 def test_damaged_arrays_are_named_with_the_reason(tmp_path: Path) -> None:
     file = tmp_path / "a.npy"
     np.save(file, GRAY)

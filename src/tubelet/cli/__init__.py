@@ -104,7 +104,8 @@ def _run(argv: list[str]) -> str | int | None:
         return 2
     try:
         command = parse(COMMANDS[name], name, argv[1:])
-        with log_to(ConsoleHandler(command.log_level, dated=command.DISTRIBUTED)):
+        to_stderr = getattr(command, "json", False)
+        with log_to(ConsoleHandler(command.log_level, dated=command.DISTRIBUTED, stderr=to_stderr)):
             require_inputs(command.inputs())
             command.run()
     except TubeletError as error:

@@ -158,6 +158,9 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
                 has_stacks = True
                 what = _counted(kinds.stacks, "stack")
                 notes.append(f"{source}: {what} of frames; those that state no rate have the rate of the clips")
+            if kinds.unread_arrays:
+                what, pattern = _counted(kinds.unread_arrays, "NumPy file"), str(Path(source) / "**" / "*.np[yz]")
+                notes.append(f"{source}: {what} not read, since the folder has other media; '{pattern}' reads them")
             for files, own in ((videos, kinds.video), (images, kinds.image)):
                 files.add(kinds.files.filter(pa.array(own)), rows and rows.take(own))
             others.add(listed.filter(pa.array(~media & ~kinds.repeated)))

@@ -7,6 +7,7 @@ clustering and classification", 2012): (x - mean) · inverse covariance · (quer
 query. 0 is as similar as any two clips or tokens of the table are, 1 is the same.
 """
 
+import logging
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from tubelet.errors import ConfigError, DataError, MissingFileError, TubeletErro
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.load import load
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5  # to read a table that another process changes at the same time
 _CHUNK_VALUES = 2**24  # values of dense features that are compared at once
@@ -113,6 +116,7 @@ def search(
             "table with --model, or embed the collection again"
         )
     features = _encode(model, file, settings, at_s)
+    logger.info("query: %s%s", file, _query_times(features))
     query = _query(features, file, at_s, box)
     length = np.linalg.norm(query)
     if not (np.isfinite(length) and length > 0):
@@ -130,6 +134,13 @@ def search(
         else:
             return _with_boxes(hits)
     raise AssertionError
+
+
+def _query_times(features: DenseFeatures) -> str:
+    """The times of a query's clip in words; empty for an image."""
+    if features.times is None or features.grid.t == 1:
+        return ""
+    return f", time steps from {float(features.times[0, 0]):.2f} to {float(features.times[0, -1]):.2f} s"
 
 
 def _encode(model: Backbone, file: str | Path, settings: dict[str, Any], at_s: float | None) -> DenseFeatures:

@@ -1,7 +1,9 @@
 """`tubelet view`: one page in which videos and images play under the features of a model."""
 
 import base64
+import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -17,6 +19,7 @@ from tubelet.checkpoint.native_clip import NativeClip, log_native
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa, resolve_best
 from tubelet.checkpoint.weights import EncoderName
 from tubelet.config import MaskConfig, ViewConfig
+from tubelet.console import duration
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.data.listed_rows import span_name
@@ -36,6 +39,9 @@ from tubelet.view.pca_video import write_pca_video
 from tubelet.view.quantization import QuantizedTokens, quantize_tokens
 from tubelet.view.token_maps import FileTokens, FrameSampling, encode_file, fine_size, surprise
 
+logger = logging.getLogger(__name__)
+
+_LOGGED_S = 5
 PATCHES = 24  # along the shorter side, unless a size is requested
 MEDIA_LINES = 360
 MOST_TOKENS = 200_000
@@ -315,8 +321,31 @@ def _surprise(
         return None, "The predictor of this run was trained for the features of another model."
     device = pick_device()
     model, masks = model.to(device, pick_dtype("auto", device)), config.masks if config else MaskConfig()
+    report = _SurpriseTime(files, samplings)
     pairs = zip(files, samplings, strict=True)
-    return [surprise(model, file.path, file.video, own, masks) for file, own in pairs], ""
+    return [surprise(model, file.path, file.video, own, masks, progress=report.add) for file, own in pairs], ""
+
+
+class _SurpriseTime:
+    """Logs how long the surprise of all files takes, once, if that is long."""
+
+    def __init__(self, files: Sequence[ViewedFile], samplings: Sequence[FrameSampling]) -> None:
+        self.files = len(files)
+        self.windows = sum(
+            max(1, math.ceil(file.duration_s * own.fps / own.frames - 1e-3))
+            for file, own in zip(files, samplings, strict=True)
+        )
+        self.done, self.start = 0, time.monotonic()
+
+    def add(self) -> None:
+        """Count a window; after the first one, the time of all is known."""
+        self.done += 1
+        seconds = (time.monotonic() - self.start) * self.windows
+        if self.done == 1 and seconds > _LOGGED_S:
+            logger.info(
+                "surprise of %d files, %d windows, takes about %s (--no-surprise leaves it out)",
+                *(self.files, self.windows, duration(seconds)),
+            )
 
 
 def page_values(

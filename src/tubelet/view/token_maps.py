@@ -1,9 +1,6 @@
 """Dense features of whole files on a fine token grid, and how surprising each token is to a predictor."""
 
-import logging
-import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +12,7 @@ from torch import Tensor
 from tubelet.config import MaskConfig
 from tubelet.data.clips import normalize
 from tubelet.data.masks import covering_masks
-from tubelet.data.model_frames import open_frames
-from tubelet.errors import DataError, escape_filename
+from tubelet.errors import DataError
 from tubelet.grid import Grid, MaskedGrid, round_to_patches
 from tubelet.model.tokenizer import modality_of
 from tubelet.objective import normalize_targets, token_errors
@@ -26,9 +22,6 @@ from tubelet.pretrained.inputs import Sampling, read_inputs
 from tubelet.pretrained.pixels import PixelFormat
 from tubelet.pretrained.sliding_windows import read_windows
 from tubelet.vjepa import VJEPA
-
-_LOGGED_S = 5
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,13 +104,18 @@ def _keep(features: DenseFeatures, levels: Sequence[int]) -> DenseFeatures:
 
 
 def surprise(
-    model: VJEPA, path: Path, video: bool, sampling: FrameSampling, masks: MaskConfig, seed: int = 0
+    model: VJEPA,
+    path: Path,
+    video: bool,
+    sampling: FrameSampling,
+    masks: MaskConfig,
+    seed: int = 0,
+    progress: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
     """The error of the predictor for each token of a file when the token is hidden.
 
     Each window is seen under a few masks of training that together hide each token at least once, see
-    `covering_masks`. The L1 errors at hidden tokens are averaged over the masks and over overlapping windows. After the
-    first window, the time that the file will take is logged.
+    `covering_masks`. The L1 errors at hidden tokens are averaged over the masks and over overlapping windows.
 
     Args:
         model: student, predictor and teacher, in eval mode.
@@ -126,6 +124,7 @@ def surprise(
         sampling: size and rate of its frames.
         masks: what training hides.
         seed: of the masks.
+        progress: called after each window.
 
     Returns:
         (T', H', W') mean L1 error over the channels of all levels; NaN where no mask hid a token.
@@ -136,40 +135,27 @@ def surprise(
     rng = np.random.default_rng(seed)
     sums: dict[float, NDArray[np.float64]] = {}
     counts: dict[float, NDArray[np.float64]] = {}
-    begin = time.monotonic()
-    for number, (pixels, times, windows) in enumerate(_windows(model, path, video, sampling)):
+    for pixels, times in _windows(model, path, video, sampling):
         total, count = _window_errors(model, pixels, masks, rng)
         for step, second in enumerate(times):
             sums[second] = sums.get(second, 0.0) + total[step]
             counts[second] = counts.get(second, 0.0) + count[step]
-        expected = (time.monotonic() - begin) * windows
-        if number == 0 and expected > _LOGGED_S:
-            _LOG.info(
-                "%s: surprise of %d windows takes about %.0f s (--no-surprise leaves it out)",
-                escape_filename(str(path)),
-                windows,
-                expected,
-            )
+        progress()
     order = sorted(sums)
     total, count = np.stack([sums[t] for t in order]), np.stack([counts[t] for t in order])
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
-def _windows(
-    model: VJEPA, path: Path, video: bool, sampling: FrameSampling
-) -> Iterator[tuple[Tensor, list[float], int]]:
-    """Clips (1, C, T, H, W) that cover a file, the seconds of their time steps, and the number of clips."""
+def _windows(model: VJEPA, path: Path, video: bool, sampling: FrameSampling) -> Iterator[tuple[Tensor, list[float]]]:
+    """Clips (1, C, T, H, W) that cover a file, and the seconds of their time steps."""
     resize, tubelet = (sampling.height, sampling.width), model.config.tubelet_size
     if not video:
-        yield read_inputs(str(path), model.config, Sampling(), resize).pixels, [0.0], 1
+        yield read_inputs(str(path), model.config, Sampling(), resize).pixels, [0.0]
         return
-    with open_frames(path, model.config.pixels, sampling.fps) as opened:
-        end_s = opened.info.duration_s if sampling.end_s is None else sampling.end_s
-        windows = max(1, math.ceil((end_s - sampling.start_s) * sampling.fps / sampling.frames - 1e-3))
     span, statistics = (sampling.start_s, sampling.end_s), model.config.pixels
     for frames, times in read_windows(path, sampling.frames, 0, sampling.fps, tubelet, *span, statistics=statistics):
         pixels = read_inputs(frames, model.config, Sampling(), resize, PixelFormat("THWC")).pixels
-        yield pixels, times.unflatten(0, (-1, tubelet)).mean(-1).tolist(), windows
+        yield pixels, times.unflatten(0, (-1, tubelet)).mean(-1).tolist()
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ class FileKinds(NamedTuple):
         image: (N,) bool, images and stacks of one frame.
         repeated: (N,) bool, slices of a series that is among the files already.
         stacks: number of stacks of several frames.
+        unread_arrays: number of arrays of NumPy that are not read, since a folder has other media.
     """
 
     files: pa.ChunkedArray
@@ -32,6 +33,7 @@ class FileKinds(NamedTuple):
     image: np.ndarray
     repeated: np.ndarray
     stacks: int
+    unread_arrays: int = 0
 
 
 def is_zarr(name: str) -> bool:
@@ -52,12 +54,13 @@ def kinds_of(files: pa.ChunkedArray, is_folder: bool) -> FileKinds:
     """
     video, image = (_matches(files, suffixes) for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES))
     stack = np.zeros(len(files), bool) if (video | image).all() else _matches(files, STACK_SUFFIXES)
-    repeated = np.zeros(len(files), bool)
+    repeated, unread = np.zeros(len(files), bool), 0
     paged = [row for row in _local(files, _TIFF) if has_pages(_path(files, row))] if image.any() else []
     image[paged], stack[paged] = False, True
     if stack.any():
         arrays = _matches(files, _NUMPY)
         others = is_folder and (video | image | (stack & ~arrays)).any()
+        unread = int(arrays.sum()) if others else 0
         for row in np.flatnonzero(arrays).tolist():
             stack[row] = not others and may_be_frames(_path(files, row))
         slices = _local(files, _DICOM)
@@ -65,7 +68,7 @@ def kinds_of(files: pa.ChunkedArray, is_folder: bool) -> FileKinds:
             files, single, repeated = _with_series(files, slices)
             stack &= ~single & ~repeated
             image |= single & ~repeated
-    return FileKinds(files, video | stack, image, repeated, int(stack.sum()))
+    return FileKinds(files, video | stack, image, repeated, int(stack.sum()), unread)
 
 
 def stored_files(path: Path) -> list[Path]:
