@@ -14,6 +14,7 @@ from PIL import Image
 import tubelet
 from tests.helpers.decoding import decode_clips, stream_clips, video_info
 from tests.helpers.media import (
+    displayed_rgb,
     flip_bytes,
     indexed_image,
     read_index,
@@ -83,7 +84,7 @@ def plainly_decoded(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     start = min(f.time for f in frames)
-    return np.stack([f.to_ndarray(format="rgb24") for f in frames]), np.array([f.time - start for f in frames])
+    return np.stack([displayed_rgb(f) for f in frames]), np.array([f.time - start for f in frames])
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -14,11 +14,13 @@ from av.filter import Graph
 from numpy.lib.stride_tricks import sliding_window_view
 
 from tests.helpers.decoding import decode_clips, video_info
-from tests.helpers.media import indexed_image, read_index, write_video
+from tests.helpers.media import displayed_rgb, indexed_image, read_index, write_video
 from tests.helpers.video_files import frame_of
 from tubelet.data.containers import MediaBytes
 from tubelet.data.decode import Video, read_frames
 from tubelet.data.video.color import to_bt709
+from tubelet.data.video.image import Converter
+from tubelet.data.video.reader import Shown
 from tubelet.errors import DecodeError
 
 QUADRANTS = {(-1, -1): 250, (1, -1): 180, (-1, 1): 110, (1, 1): 40}
@@ -194,7 +196,7 @@ def by_bwdif(path: Path) -> np.ndarray:
     made = [graph.pull() for _ in frames]
     for one, other in zip(made, frames, strict=True):
         one.colorspace, one.color_range = other.colorspace, other.color_range
-    return np.stack([frame.to_ndarray(format="rgb24") for frame in made])
+    return np.stack([displayed_rgb(frame) for frame in made])
 
 
 def tagged(transfer: int, primaries: int, matrix: int) -> dict[str, Callable[[Any], None]]:
@@ -340,13 +342,21 @@ def test_color_bars_of_ffmpeg_are_exact_in_all_matrices_ranges_and_samplings(
         frame = frame_of(colors, f"yuv{sampling}p{'10le' if bits == 10 else ''}", matrix, full)
         media = ffv1(frame, number, 1 + full)
         found = read_frames(media).pixels[0].numpy().astype(int)
-        # FFmpeg's default for 8 bits of subsampled chroma, kept to the bit, is less exact.
-        default = bits == 8 and sampling != "444"
-        assert np.abs(found - colors)[flat].max() <= (5 if default else 2), (sampling, bits)
-        if default:
-            with Video(media, full_depth=True) as video:
-                found = video.clips([[0.0]])[0].pixels[0].numpy().astype(int)
-            assert np.abs(found - colors)[flat].max() <= 2, sampling
+        assert np.abs(found - colors)[flat].max() <= 2, (sampling, bits)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("pix_fmt", "height", "width"), [("nv12", 120, 192), ("yuv420p", 119, 192), ("yuv422p", 120, 256)]
+)
+def test_color_bars_are_exact_without_a_fast_conversion(pix_fmt: str, height: int, width: int, full: bool) -> None:
+    colors = source_frame("smptehdbars", f"size=192x{height}", "rgb24").to_ndarray(format="rgb24")
+    frame = frame_of(colors, "yuv420p" if pix_fmt == "nv12" else pix_fmt, "bt709", full).reformat(format=pix_fmt)
+    frame.colorspace, frame.color_range = 1, 1 + full
+    found = Converter("bars", frame, None).image(Shown(frame, 1, 0.0), height, width).astype(int)
+    flat = flat_areas(colors)
+    columns = np.arange(192) * width // 192
+    assert np.abs(found[:, columns] - colors)[flat].max() <= 2
 
 
 def test_hd_color_bars_of_ffmpeg_have_the_colors_of_their_codes() -> None:
@@ -391,7 +401,7 @@ def test_hevc_of_12_bits_keeps_its_brightness(name: str) -> None:
 def test_plain_videos_are_those_of_a_plain_decoder(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", frames=12)
     with av.open(str(path)) as container:
-        expected = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        expected = np.stack([displayed_rgb(frame) for frame in container.decode(video=0)])
     frames = read_frames(path)
     assert np.array_equal(frames.pixels.numpy(), expected)
     assert [read_index(pixels) for pixels in frames.pixels] == [*range(12)]
