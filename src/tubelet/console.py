@@ -55,7 +55,7 @@ _PLAIN = str.maketrans(
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What an encoding lacks: signs that have a plain form by it, all else as escapes."""
+    """Replace characters that an encoding lacks: by a similar plain character, otherwise by an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     part = error.object[error.start : error.end].translate(_PLAIN)
@@ -66,7 +66,7 @@ codecs.register_error(_ERRORS, _plain)
 
 
 class Output(io.TextIOBase):
-    """A text stream that never raises: it shows what its encoding can, and remembers what could not be written.
+    """A text stream that never raises: it escapes what its encoding lacks, and records what could not be written.
 
     Attributes:
         stream: what it writes to; None drops everything, as of a process that was started without a standard output.
@@ -82,7 +82,7 @@ class Output(io.TextIOBase):
         self._dropped = False  # whether the last text is gone for good
 
     def write(self, text: str) -> int:
-        """Write what can be; the length of all of it."""
+        """Write as much of the text as possible; returns the length of all of it."""
         if self.stream is None:
             self.last_error = OSError(errno.EBADF, os.strerror(errno.EBADF))
             return len(text)
@@ -99,7 +99,7 @@ class Output(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered; what could not be flushed is kept by the stream, and may be at another try."""
+        """Flush; text that could not be flushed stays in the stream, for another attempt."""
         if self.stream is None:
             return
         try:
@@ -114,11 +114,11 @@ class Output(io.TextIOBase):
         self.first_error = self.first_error or error
 
     def close(self) -> None:
-        """Flush; the stream is not this object's to close."""
+        """Flush; the underlying stream is not closed."""
         self.flush()
 
     def abandon(self) -> None:
-        """Have what could not be written forgotten, so that Python does not try once more as it ends."""
+        """Discard the text that could not be written, so that Python does not try again when it exits."""
         try:
             descriptor = os.open(os.devnull, os.O_WRONLY)
             os.dup2(descriptor, self.fileno())
@@ -129,34 +129,34 @@ class Output(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream."""
+        """The encoding of the stream."""
         return getattr(self.stream, "encoding", None) or "utf-8"
 
     def isatty(self) -> bool:
-        """Whether the stream is a terminal that is there."""
+        """Whether the stream is a connected terminal."""
         try:
             return self.stream is not None and self.stream.isatty()
         except (OSError, ValueError):
             return False
 
     def writable(self) -> bool:
-        """Yes."""
+        """Always True."""
         return True
 
     def fileno(self) -> int:
-        """Of the stream."""
+        """The file descriptor of the stream."""
         if self.stream is None:
             raise io.UnsupportedOperation("fileno")
         return self.stream.fileno()
 
     @property
     def buffer(self) -> Any:
-        """Of the stream."""
+        """The binary buffer of the stream."""
         return getattr(self.stream, "buffer", None)
 
 
 class _Console(Console):
-    """A console that takes strings literally, and prints no control character but its own."""
+    """A rich console that prints strings literally (no markup) and no control characters but its own."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(escape_unprintable(text), **options)
@@ -182,10 +182,10 @@ def output_error(console: Console) -> str | None:
 
 
 def set_terminal_size() -> None:
-    """Set the environment so that tables and help are laid out for a width in which they can be read.
+    """Set the environment so that tables and help are laid out for a readable width.
 
-    Narrower terminals wrap the lines. At 0 columns, which terminals report that have no size, nothing would be printed
-    at all; at 1, the help would never be laid out.
+    Narrower terminals wrap the lines. At 0 columns, which terminals without a size report, nothing would be printed at
+    all; at 1, the layout of the help would never end.
     """
     for name in ("COLUMNS", "LINES"):
         value = os.environ.get(name, "")
@@ -217,7 +217,7 @@ def standard_streams() -> Iterator[Output]:
 
 
 def _format_warning(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """A warning for a person: its sentence; of another package also where it comes from."""
+    """Format a warning as its message; of another package, with its source."""
     own = Path(filename).is_relative_to(Path(__file__).parent)
     origin = "" if own else f" ({category.__name__}, {filename}:{lineno})"
     return f"warning: {escape_unprintable(str(message))}{origin}\n"
@@ -225,14 +225,14 @@ def _format_warning(message: Any, category: type[Warning], filename: str, lineno
 
 @contextmanager
 def files_progress(console: Console, what: str = "files") -> Iterator[Callable[[int, int], None]]:
-    """A bar of files, and the function that moves it to `done` of `total`."""
+    """A progress bar over files, and the function that moves it to `done` of `total`."""
     with stages_progress(console) as move:
         yield partial(move, what)
 
 
 @contextmanager
 def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage of a command, and the function that moves them; lines on anything but a terminal."""
+    """Progress bars for the stages of a command, and the function that moves them; log lines without a terminal."""
     if not console.is_terminal:
         yield ProgressLines().move
         return
@@ -249,14 +249,14 @@ def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None
 
 
 class ProgressLines:
-    """Progress where there is no terminal to redraw: now and then a line on standard error, with the time left."""
+    """Progress without a terminal: from time to time a line on standard error, with the time left."""
 
     def __init__(self) -> None:
         self._printed = time.monotonic()
         self._first: dict[str, tuple[float, int]] = {}  # stage -> when it was first seen, and how far it was
 
     def move(self, what: str, done: int, total: int) -> None:
-        """Note that `done` of `total` are done of a stage."""
+        """Record that `done` of `total` items of a stage are done."""
         now = time.monotonic()
         start_time, before = self._first.setdefault(what, (now, done))
         if now - self._printed < PROGRESS_SECONDS:
@@ -277,7 +277,7 @@ def duration(seconds: float) -> str:
 
 
 class RankFilter(logging.Filter):
-    """Adds the attribute `rank` to records: the number of the process among those of a run, 0 in a single process."""
+    """Adds the attribute `rank` to log records: the rank of the process, 0 in a single process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,10 +290,7 @@ class RankFilter(logging.Filter):
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints records to the console that progress bars are shown on, which draws them above the bars.
-
-    Above the level DEBUG only those of rank 0.
-    """
+    """Prints log records to the console of the progress bars, above the bars; records above DEBUG only on rank 0."""
 
     def __init__(self, level: str, dated: bool = False, stderr: bool = False) -> None:
         """Print records from a level on.
@@ -321,7 +318,7 @@ class ConsoleHandler(logging.Handler):
 
 @contextmanager
 def log_to(handler: logging.Handler) -> Iterator[None]:
-    """Pass what the package logs to a handler, from the handler's level on, and close it."""
+    """Attach a handler to the package's logger, with the handler's level, and close it at the end of the context."""
     logger = logging.getLogger("tubelet")
     before = logger.level
     logger.addHandler(handler)
@@ -335,7 +332,7 @@ def log_to(handler: logging.Handler) -> Iterator[None]:
 
 
 def print_wrapped(console: Console, text: str, style: str = "") -> None:
-    """Print a message: on a terminal wrapped at spaces only, so that a path stays whole; elsewhere as one line."""
+    """Print a message: on a terminal wrapped at spaces only, so that paths stay whole; elsewhere as one line."""
     text = escape_unprintable(text)
     if console.is_terminal:
         text = fill(text, console.width, break_long_words=False, break_on_hyphens=False)

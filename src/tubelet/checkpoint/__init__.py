@@ -1,1 +1,1 @@
-"""Every way weights are read or written, one file a format."""
+"""Reading and writing of weights, one module for each file format."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters in the files of the `peft` package: adapter_model.safetensors and adapter_config.json."""
+"""Low-rank adapters in the file format of the `peft` package: adapter_model.safetensors and adapter_config.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +48,7 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def adapted_weights(weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """The weights that adapters change, with the adapters added to them.
+    """The weights that adapters change, with the adapters merged into them.
 
     Args:
         weights: weights of the encoder by name.

@@ -1,7 +1,7 @@
-"""Tensors of sharded checkpoints, resharded on load: any number of ranks can read what any number wrote.
+"""Tensors of sharded checkpoints, resharded on load: any number of ranks can read what any number of ranks wrote.
 
-Built on PyTorch's distributed checkpoint (DCP). Shards are safetensors files, not DCP's own format, whose index is a
-pickle. This module is slow to import: only code that reads or writes shards does.
+Built on PyTorch's distributed checkpoint (DCP). Shards are safetensors files instead of DCP's own format, whose index
+is a pickle. Importing this module takes long, so only code that reads or writes shards imports it.
 """
 
 import json
@@ -34,7 +34,7 @@ def async_save(
     group: dist.ProcessGroup,
     on_complete: Callable[[], None],
 ) -> Future[Any]:
-    """Copy the state and write the copy in the background; a collective call.
+    """Copy the state, and write the copy in the background; a collective call.
 
     Args:
         state: tensors by name, each whole or sharded.

@@ -1,4 +1,4 @@
-"""An encoder as one graph that other runtimes execute: torch.export and ONNX, checked against eager and timed."""
+"""Export of an encoder as a graph for other runtimes, by torch.export or as ONNX, compared with eager mode."""
 
 import logging
 import statistics
@@ -84,7 +84,7 @@ class GraphCheck(NamedTuple):
 
 
 def export(model: Encoder, out: Path, images: bool = False, int8: bool = False) -> str:
-    """Write an encoder, in fp32, as .pt2 (torch.export) or .onnx, and compare the file with eager at other shapes.
+    """Write an encoder in fp32 as .pt2 (torch.export) or .onnx, and compare the file with eager mode at other shapes.
 
     Args:
         model: the encoder on the CPU; it is cast to fp32 in place.
@@ -246,10 +246,10 @@ def onnx_session(path: Path, input_name: str) -> Callable[[Tensor], Sequence[Ten
 
 
 def quantize_onnx(path: Path) -> None:
-    """Make matrix products with weights 8-bit ones, in place, by onnxruntime's dynamic quantization.
+    """Quantize matrix products with weights to 8 bits, in place, by onnxruntime's dynamic quantization.
 
-    Weights have a scale for each output channel. Activations get theirs when they are computed, one for each product,
-    so that no data set is needed to choose them.
+    Weights have one scale for each output channel. The scales of activations are computed at run time, one for each
+    product, so that no calibration data are needed.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -287,7 +287,7 @@ def _cosine(graph: nn.Module, run: Callable[[Tensor], Sequence[Tensor]], inputs:
 
 
 def _time_in_turn(functions: Sequence[Callable[[Tensor], Any]], pixels: Tensor) -> list[float]:
-    """Median seconds of each function; they run in turn so that other load on the machine affects all."""
+    """Median seconds of each function, called in turn so that other load on the machine affects all of them."""
     seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(_ROUNDS):
         for function, times in zip(functions, seconds, strict=True):

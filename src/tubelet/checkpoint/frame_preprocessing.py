@@ -1,6 +1,6 @@
-"""From uint8 frames of any size to the pixels of an encoder, inside of an exported graph.
+"""Preprocessing inside an exported graph: uint8 frames of any size to the pixels of an encoder.
 
-B clips of T frames of H x W pixels, S pixels a side of the crop.
+B clips of T frames of H x W pixels; S is the side of the crop in pixels.
 """
 
 import torch
@@ -10,10 +10,10 @@ from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD
 
 
 class FramePreprocessing(nn.Module):
-    """Resizes, crops and normalizes frames as the functions of `tubelet.data.clips` do.
+    """Resizes, crops and normalizes frames like the functions of `tubelet.data.clips`.
 
-    The short side becomes `resize` by antialiased bilinear interpolation, with a result of whole colors; the rest is
-    cropped. Interpolation is written as products with weights, so that every runtime computes the same.
+    The short side is resized to `resize` by antialiased bilinear interpolation, rounded to whole colors, then the frame
+    is cropped. Interpolation is a product with weights, so that every runtime computes the same.
     """
 
     mean: Tensor

@@ -1,6 +1,6 @@
 """Encoders as GGUF files for CPU runtimes, by the published schema of jepa.cpp, version 1.
 
-Tensors are float32; the runtime's own tool makes smaller files of them.
+Tensors are float32; the runtime's own tool quantizes them.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The clips that a model is for: the size, length and rate at which it runs unless others are set."""
+"""The native clip of a model: the size, length and frame rate that it uses by default."""
 
 import json
 import logging
@@ -90,7 +90,7 @@ class NativeClip(NamedTuple):
         return {} if self.source == "assumed" else {_HEADER_KEY: json.dumps(self._asdict())}
 
     def override(self, image_size: int | None, frames: int | None, fps: float | None) -> "NativeClip":
-        """The clips with other settings where there are any."""
+        """A copy with those settings replaced that are not None."""
         return self._replace(
             image_size=image_size or self.image_size, frames=frames or self.frames, fps=fps or self.fps
         )
@@ -103,7 +103,7 @@ class NativeClip(NamedTuple):
 def choose_clip(
     name: str, native: NativeClip, image_size: int | None, frames: int | None, fps: float | None
 ) -> NativeClip:
-    """The clips of a command: its options, and otherwise the model's own, which are logged.
+    """The clip of a command: the user's options, and otherwise the model's native values, which are logged.
 
     Args:
         name: name of the model.

@@ -1,4 +1,4 @@
-"""From a name to a file on this machine: paths, released names, and repositories of the Hugging Face Hub."""
+"""Resolution of model names to local files: paths, released names, and repositories of the Hugging Face Hub."""
 
 import hashlib
 import logging

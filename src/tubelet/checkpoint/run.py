@@ -1,9 +1,8 @@
 """Checkpoints of a run: one safetensors file each, written atomically, with the config in its header.
 
-Checkpoints of a sharded run are directories of such files, see `sharded`; every reader here accepts both.
-
-A file contains `student.*`, `predictor.*`, `teacher.*` and the moments of AdamW as `optimizer.*`. Nothing else is
-needed to resume exactly: schedules, data order, crops and masks are functions of the seed and the step.
+Checkpoints of a sharded run are directories of such files, see `sharded`; every function here accepts both. A file
+contains `student.*`, `predictor.*`, `teacher.*` and the moments of AdamW as `optimizer.*`. Exact resume needs nothing
+else: schedules, data order, crops and masks are functions of the seed and the step.
 """
 
 import json
@@ -43,7 +42,7 @@ C = TypeVar("C", bound=Settings)
 
 
 class BestRow(TypedDict):
-    """The content of best.json: the checkpoint that did best in the evaluations during training.
+    """The content of best.json: the best checkpoint according to the evaluations during training.
 
     Attributes:
         step: Optimizer steps done.
@@ -142,7 +141,7 @@ def read_best(run: Path) -> BestRow | None:
 
 
 def resolve_best(path: Path) -> Path:
-    """The checkpoint that the path RUN/best stands for, where best.json of the run names one; any other path as it is.
+    """Resolve the path RUN/best to the checkpoint that best.json of the run names; other paths are returned unchanged.
 
     Raises:
         TubeletError: best.json is damaged.
@@ -160,7 +159,7 @@ def _try_to_remove(path: Path) -> None:
 
 
 def training_state(model: VJEPA, optimizer: Optimizer) -> dict[str, Tensor]:
-    """All tensors of a checkpoint: the model's, and the optimizer's by kind and parameter."""
+    """All tensors of a checkpoint: those of the model, and the optimizer's moments by kind and parameter."""
     return {**model.state_dict(), **_optimizer_tensors(model, optimizer)}
 
 
@@ -353,9 +352,9 @@ def find_checkpoint(what: str | Path) -> Path:
 
 
 def untrained_image_tokenizer(state: Mapping[str, Tensor], prefix: str, config: TrainConfig) -> dict[str, Tensor]:
-    """Tensors that replace an image tokenizer which a run did not train; none if it did.
+    """Weights that replace an image tokenizer that a run did not train; empty if the run trained it.
 
-    The tokens of an image are then those of the video tokenizer for a clip of one frame repeated.
+    With these weights, the tokens of an image are those of the video tokenizer for the image repeated to a clip.
 
     Args:
         state: a state dictionary with that of an encoder.

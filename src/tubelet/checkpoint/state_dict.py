@@ -1,4 +1,4 @@
-"""State dictionaries that must match a module to the last tensor, with finite values."""
+"""Strict loading of state dictionaries: all tensors must match the module, and values must be finite."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ State = dict[str, Tensor]
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, assign: bool = False) -> None:
-    """Load a state dictionary that must match to the last tensor.
+    """Load a state dictionary; names, shapes and types of all tensors must match the module.
 
     Args:
         module: the module.
@@ -72,7 +72,7 @@ def state_dict_mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Te
 
 
 def require_colors(config: ModelConfig, where: object) -> None:
-    """Refuse a layout whose readers normalize 8-bit RGB for a model of other pixels.
+    """Reject a layout that assumes 8-bit RGB if the model takes other pixels.
 
     Raises:
         CheckpointError: the model has statistics of its own.

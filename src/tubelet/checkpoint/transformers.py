@@ -79,7 +79,7 @@ class _PredictorSizes(TypedDict):
 
 
 class TransformersModel(NamedTuple):
-    """What a folder of `transformers` holds, in this package's names.
+    """The content of a `transformers` folder, in this package's names.
 
     Attributes:
         config: architecture.

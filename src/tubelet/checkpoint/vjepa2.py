@@ -1,9 +1,9 @@
 """V-JEPA 2.0 in the layout of its release, a .pt file; `transformers.py` has the other layout.
 
-The encoder is a special case of this package's with other rotary angles (`ModelConfig.rope`). Its only tokenizer takes
-an image as a clip of repeated frames, which equals an image tokenizer with weights summed over the frames. A missing
-modality embedding equals one of zeros, and the single final norm is used for every output level. The predictor has
-other heads and is not supported.
+The encoder is a special case of this package's encoder with other rotary angles (`ModelConfig.rope`). Its only
+tokenizer encodes an image as a clip of repeated frames, which equals an image tokenizer whose weights are summed over
+the frames. The missing modality embedding equals one of zeros, and the single final norm is used for every output
+level. The predictor has other heads and is not supported.
 """
 
 from collections.abc import Mapping

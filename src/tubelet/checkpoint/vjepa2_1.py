@@ -1,9 +1,9 @@
-"""The released checkpoints' layout: a .pt dictionary whose keys are prefixed `module.backbone.`.
+"""V-JEPA 2.1 in the layout of its release: a .pt dictionary whose keys are prefixed `module.backbone.`.
 
-`encoder` holds the student, `target_encoder` the teacher (`ema_encoder` in the distilled B and L), `predictor` the
+`encoder` contains the student, `target_encoder` the teacher (`ema_encoder` in the distilled B and L), `predictor` the
 predictor. Names are mapped to this package's, patch embeddings are flattened from convolution kernels to matrices, and
 rows of queries and keys are reordered to the half layout of the rotation (see `tubelet.model.rope`). The conversion is
-reversible to the bit, and a file is compared with what this package would write: errors use the file's own names.
+reversible to the bit. Tensors are checked under the names of the file, so that errors name them.
 """
 
 import re

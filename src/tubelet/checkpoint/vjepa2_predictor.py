@@ -1,4 +1,4 @@
-"""The predictor of V-JEPA 2.0, from its release or `transformers` to the latter; this package does not compute it."""
+"""The predictor of V-JEPA 2.0, converted from its release to `transformers`; this package cannot compute it."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Read a file or directory of any supported layout: its config and state dictionaries in this package's names."""
+"""Reading of weights in any supported layout: config and state dictionaries in this package's names."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

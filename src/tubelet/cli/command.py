@@ -1,7 +1,7 @@
-"""What all commands share: options as the fields of a checked dataclass, and one way to parse them.
+"""The base of all commands: options as fields of a validated dataclass, and their parsing.
 
-Parsing has two phases. The first reads the few options that name files with defaults (`--config`,
-`--out --resume`); the second parses the whole command line with those defaults. Flags therefore win over every file.
+Parsing has two phases. The first reads the few options that name files with defaults (`--config`, `--out --resume`);
+the second parses the whole command line with those defaults. So options on the command line take precedence over files.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Command(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurableCommand(Command):
-    """A command whose options may also come from a file."""
+    """A command whose options can also be set in a config file."""
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """YAML or JSON file of options, such as a run's config.json; options of the command line win over it."""
@@ -134,7 +134,7 @@ def parse(kind: type[C], name: str, argv: Sequence[str]) -> C:
 
 
 def require_inputs(inputs: Iterable[str | Path]) -> None:
-    """Refuse paths that do not exist; patterns and URLs are looked up when they are read.
+    """Reject paths that do not exist; patterns and URLs are checked when they are read.
 
     Raises:
         MissingFileError: names the first.
@@ -148,13 +148,13 @@ def require_inputs(inputs: Iterable[str | Path]) -> None:
 
 
 def option_name(setting: str) -> str:
-    """`image_size` as `--image-size`; entries of lists keep their number."""
+    """The option of a setting: `image_size` is `--image-size`; list entries keep their index."""
     name, bracket, rest = setting.partition("[")
     return f"--{name.replace('_', '-')}{bracket}{rest}" if name.isidentifier() else setting
 
 
 def _setting_error(exit_error: SystemExit) -> SettingError | None:
-    """The refused setting that made the parser exit, if it is that: the parser reports every ValueError itself."""
+    """The setting error that made the parser exit, if there was one: the parser itself reports every ValueError."""
     error: BaseException | None = exit_error
     while error is not None and not isinstance(error, SettingError):
         error = error.__context__
@@ -190,7 +190,7 @@ def _known_options(argv: Sequence[str]) -> Known:
 
 
 def _default(kind: type[C], options: Known) -> C:
-    """A command of which nothing but defaults is set; what has none is left to the command line."""
+    """A command with only default values; fields without one are left to the command line."""
     values = {
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(kind)

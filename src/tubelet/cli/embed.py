@@ -56,7 +56,7 @@ class Embed(LoadOptions, ConfigurableCommand):
 
 
 def _summary(made: "EmbedSummary", pruned: bool) -> str:
-    """What a call did, in words; what did not occur is left out."""
+    """A summary of the call for the log; counts of 0 are omitted."""
     changed = f" and {made.changed} changed, whose rows were replaced" if made.changed else ""
     new = f"{made.new} new {made.entry}{'s' * (made.new != 1)}"
     clauses = [f"{new}{changed} ({made.rows} clip{'s' * (made.rows != 1)})"]

@@ -24,7 +24,7 @@ Labels = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LABELS")]
 
 @dataclass(frozen=True, kw_only=True)
 class Fit(ConfigurableCommand):
-    """Train a head on own labels, and measure how far to trust it."""
+    """Train a head on your own labels, and measure how far to trust it."""
 
     CONTINUES = True
 

@@ -36,7 +36,7 @@ class Info(Command):
 
 
 def describe_machine() -> dict[str, dict[str, str]]:
-    """What runs here and where it keeps its files: section -> name -> value."""
+    """Versions, devices, caches and models of this machine: section -> name -> value."""
     import os
     import platform
 

@@ -117,7 +117,7 @@ def split_heads(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def summary_lines(made: "PredictSummary", page: Path) -> list[str]:
-    """What was done, in words."""
+    """A summary of the call, line by line."""
     lines = []
     for head in made.heads:
         counts = ", ".join(f"{number} {what}" for what, number in head.output.counts.items())

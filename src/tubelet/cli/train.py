@@ -21,7 +21,7 @@ TrainSettings = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCommand(ConfigurableCommand):
-    """What all commands that train have in common."""
+    """The base of all commands that train a model."""
 
     DISTRIBUTED = True
 

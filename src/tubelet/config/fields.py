@@ -113,7 +113,7 @@ def require_clip(frames: int, size: int) -> None:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the known name that is closest to a misspelled one; empty if none is close."""
+    """A hint with the name that is closest to a misspelled one; empty if none is close."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" (nearest: {close[0]!r})" if close else ""
 
@@ -203,7 +203,7 @@ def _unknown_key(where: str, name: str, path: str, names: Iterable[str]) -> Conf
 
 
 def _rebuild(kind: Any, value: Any, where: str, path: str) -> Any:
-    """A value of JSON as a config's field has it: mappings are configs, lists are tuples."""
+    """Convert a JSON value to the type of a config field: mappings become configs, lists become tuples."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated and (dataclasses.is_dataclass(parts[0]) or isinstance(value, list)):
         made = _rebuild(parts[0], value, where, path)

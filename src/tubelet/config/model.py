@@ -43,7 +43,7 @@ class PredictorConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelStatistics(Settings):
-    """How stored values become inputs of a model that is not of 8-bit RGB: window, then mean and standard deviation.
+    """Statistics that normalize stored values for models of other pixels than 8-bit RGB: window, mean, standard deviation.
 
     `tubelet stats` measures them over a collection.
     """

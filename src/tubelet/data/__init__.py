@@ -1,1 +1,1 @@
-"""From files to batches: decoding, manifests, clips, masks, the loader, and the generated sample data set."""
+"""From files to batches: decoding, sources and lists, shards, clips, masks, sampler and loader."""

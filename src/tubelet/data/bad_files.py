@@ -1,4 +1,4 @@
-"""The limit of unreadable files."""
+"""The limit on the fraction of unreadable files."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""What one optimizer step works on: batches of clips or images, and media files in memory."""
+"""The data of one optimizer step: batches of clips or images, and media files in memory."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""How a step's batch is partitioned: between modalities, over ranks, and into micro-batches that fit into memory.
+"""Partition of a step's batch between modalities, over ranks, and into micro-batches.
 
-Masks of samples that are stacked must have one length, so they are truncated to the shortest, and the more samples
-share a truncation, the fewer tokens remain: of 24 videos at 256 px a quarter is visible under the mask of small blocks,
-of 1,536 a sixth. That must depend neither on the number of devices nor on what fits into one. So the masks of a step
-are truncated in groups as large as the released recipe's batch per device, whichever rank has the samples.
+Samples can only be stacked if their masks have one length, so masks are truncated to the shortest of a group. The
+larger the group, the fewer tokens remain: under the mask of small blocks at 256 px, a quarter of the tokens are visible
+in groups of 24 videos, and a sixth in groups of 1,536. The result must not depend on the number of devices or their
+memory. So masks are truncated in groups of a fixed size, the released recipe's batch size per device, whichever ranks
+process the samples.
 """
 
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ class MicroBatch(NamedTuple):
 
 
 def samples_per_step(config: TrainConfig, media: MediaList) -> dict[Modality, int]:
-    """How many samples of each modality a step has.
+    """The number of samples of each modality in a step.
 
     Raises:
         ConfigError: the batch is too small for both modalities, or a step of one frame has no images.
@@ -74,7 +75,7 @@ def accumulation_slices(
 
 
 def rank_slice(samples: range, rank: int, processes: int) -> range:
-    """One rank's part of a slice; the last rank's is never smaller than another's."""
+    """The part of a slice that one rank processes; the last rank's part is never smaller than another's."""
     first, last = (samples.start + len(samples) * number // processes for number in (rank, rank + 1))
     return range(first, last)
 
@@ -101,7 +102,7 @@ def micro_batches(config: TrainConfig, count: int, rank: int, processes: int) ->
 
 
 def rank_samples(batches: Iterable[MicroBatch]) -> list[int]:
-    """The numbers of a rank's samples among the step's, each once, ascending."""
+    """The indices, among the samples of a step, of a rank's samples; distinct and ascending."""
     return sorted({number for batch in batches for number in batch.samples})
 
 

@@ -1,4 +1,4 @@
-"""Times of clips, and crops of decoded frames: the pixels that models take."""
+"""Sampling of clips in time, cropping and resizing of frames, and normalization of pixels."""
 
 import math
 from functools import cache
@@ -38,12 +38,12 @@ def clip_times(info: VideoInfo, frames: int, fps: float, rng: np.random.Generato
 
 
 def center_clip_times(info: VideoInfo, frames: int, fps: float) -> tuple[np.ndarray, bool]:
-    """As `clip_times`, but from the middle of the video."""
+    """Like `clip_times`, but from the middle of the video."""
     return _times(info, frames, fps, 0.5)
 
 
 def repeats_frames(info: VideoInfo, fps: float) -> bool:
-    """Whether clips at a rate show frames of a video more than once, by more than rounding."""
+    """Whether clips at a rate repeat frames of a video, by more than rounding."""
     return fps > 1.01 * info.fps > 0
 
 
@@ -74,7 +74,7 @@ def window_times(info: VideoInfo, frames: int, fps: float, stride_s: float | Non
 def causal_times(
     info: VideoInfo, frames: int, fps: float, tubelet: int, stride_s: float | None = None
 ) -> list[np.ndarray]:
-    """Times of clips that end with the time steps of a video, so that they show nothing of what comes after.
+    """Times of clips that end with each time step of a video, so that they contain no later frame.
 
     Args:
         info: properties of the video.
@@ -112,7 +112,7 @@ def segment_times(info: VideoInfo, frames: int, fps: float, segments: int) -> tu
 
 
 def _times(info: VideoInfo, frames: int, fps: float, position: float) -> tuple[np.ndarray, bool]:
-    """Times of a clip that starts at the fraction `place` in [0, 1] of the possible starts."""
+    """Times of a clip that starts at the fraction `position`, in [0, 1], of the possible starts."""
     steps = np.arange(frames, dtype=np.float64)
     span = frames / fps
     # A duration is rounded to the container's time base: a video of exactly the requested length is not short.
@@ -129,7 +129,7 @@ def augment(
     aspect: tuple[float, float],
     flip: bool,
 ) -> Tensor:
-    """Random resized crop and horizontal flip, the same for all frames.
+    """Random resized crop and horizontal flip, the same for all frames of a clip.
 
     Args:
         pixels: (T, H, W, 3) uint8.
@@ -204,7 +204,7 @@ def center_crop(pixels: Tensor, size: int, resize: int | None = None) -> Tensor:
 
 
 def crops_along(pixels: Tensor, size: int, count: int) -> Tensor:
-    """Squares that cover each frame from one end of its long side to the other; the short side becomes `size`.
+    """Square crops that cover each frame along its long side; the short side is resized to `size`.
 
     Args:
         pixels: (T, H, W, 3) uint8.
@@ -248,7 +248,7 @@ def resize_clip(pixels: Tensor, height: int, width: int) -> Tensor:
 
 
 def normalize(pixels: Tensor, statistics: PixelStatistics | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Pixels as models take them: mean 0 and standard deviation 1 over the collection of the model.
+    """Normalize pixels to mean 0 and standard deviation 1 over the data that the model was trained on.
 
     Args:
         pixels: (B, C, T, H, W) uint8 colors or stored values, on any device; or floats, which are normalized already,
@@ -289,9 +289,9 @@ def normalize_fractions(pixels: Tensor, statistics: PixelStatistics | None = Non
 
 
 def to_colors(pixels: Tensor, statistics: PixelStatistics | None) -> Tensor:
-    """Pixels of a model (C, ...) as uint8 colors (3, ...) to show; uint8 colors stay as they are.
+    """Convert a model's pixels (C, ...) to uint8 RGB (3, ...) for display; uint8 RGB is returned as it is.
 
-    One channel is gray; of more, the first three are red, green and blue; two are shown as gray, their mean.
+    One channel is shown as gray, two as the gray of their mean, and of more the first three as red, green and blue.
     """
     if statistics is None or not pixels.is_floating_point():
         return pixels

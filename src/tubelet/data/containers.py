@@ -1,4 +1,4 @@
-"""Open media files: their bytes, FFmpeg's demuxer, and one error for whatever either raises."""
+"""Opening of media files: their bytes, FFmpeg's demuxer, and one error class for the exceptions of both."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -74,7 +74,7 @@ def media_name(media: Media) -> str:
 
 
 def open_media(media: Media) -> BinaryIO:
-    """Open a file's bytes for random access.
+    """Open a media file for random access to its bytes.
 
     Raises:
         DecodeError: the file is missing, empty, unreadable, or not a regular file.
@@ -97,7 +97,7 @@ def open_media(media: Media) -> BinaryIO:
 
 
 def open_container(media: Media, file: BinaryIO, options: Mapping[str, str]) -> Any:
-    """FFmpeg's demuxer of a file that `open_media` opened; a local file is opened again, by its name.
+    """Open FFmpeg's demuxer for a file from `open_media`; a local file is opened again, by its name.
 
     Args:
         media: the file.

@@ -105,7 +105,7 @@ class Video:
         self._reader.close()
 
     def clips(self, times: Sequence[ArrayLike]) -> list[Frames]:
-        """Decode clips, entering the file near each.
+        """Decode clips, seeking to a position near each.
 
         Args:
             times: for each clip, (T,) ascending seconds from the start of the video.
@@ -159,7 +159,7 @@ class Video:
 
     @property
     def time_base(self) -> Fraction:
-        """Seconds of a tick of the stream; frames begin at whole ticks."""
+        """Seconds per tick of the stream; frames start at whole ticks."""
         return self._reader.tick
 
     def iter_frames(self, size: tuple[int, int] | None = None) -> Iterator[tuple[np.ndarray, float]]:
@@ -179,7 +179,7 @@ class Video:
             yield self._reader.converter.image(frame, height, width), frame.start_s
 
     def frame_times(self) -> np.ndarray:
-        """The seconds at which all frames begin to be shown, from their packets; nothing is decoded.
+        """Start times of all frames in seconds, from their packets; nothing is decoded.
 
         Returns:
             (N,) float64, ascending seconds from the start of the video.

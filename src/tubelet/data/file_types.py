@@ -1,4 +1,4 @@
-"""Suffixes of media files: one table for listing, manifests, shards, encoding and messages."""
+"""Suffixes of media files: one table for listing, lists, shards, encoding and messages."""
 
 import re
 from functools import cache

@@ -1,4 +1,4 @@
-"""Still images -> pixels; a file that cannot be read is a `DecodeError` that says why."""
+"""Decoding of still images; a file that cannot be read is a `DecodeError` with the reason."""
 
 import warnings
 from typing import BinaryIO
@@ -84,7 +84,7 @@ def read_image(
 
 
 def _only_frame(name: str, full_depth: bool, window: tuple[float, float] | None, display: bool) -> Tensor:
-    """The frame of a stack that has one."""
+    """The frame of a single-frame stack."""
     stack = open_stack(name)
     try:
         info = stack.info
@@ -127,7 +127,10 @@ def _pixels(file: BinaryIO, name: str, full_depth: bool) -> np.ndarray:
 
 
 def stored_of(image: Image.Image) -> np.ndarray:
-    """A Pillow image as (H, W, C), rotated by its EXIF tag: gray and deep values as stored, all others as uint8 RGB."""
+    """Convert a Pillow image to (H, W, C), rotated by its EXIF tag.
+
+    Gray and deep images keep their values; others become uint8 RGB.
+    """
     return _upright(_stored(image), _orientation(image))
 
 
@@ -172,7 +175,7 @@ def _too_large(name: str) -> DecodeError:
 
 
 def rgb_of(image: Image.Image, name: str) -> np.ndarray:
-    """A Pillow image as (H, W, 3) uint8 RGB, rotated by its EXIF tag; of 16 bits, the upper eight.
+    """Convert a Pillow image to (H, W, 3) uint8 RGB, rotated by its EXIF tag; 16-bit values keep their upper 8 bits.
 
     Raises:
         DecodeError: its values are not colors of 8 or 16 bits; `name` is its name in the message.

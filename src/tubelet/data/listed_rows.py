@@ -1,4 +1,4 @@
-"""What rows of lists add to their paths: the span of the video that clips are drawn from, and the row's weight."""
+"""Spans and weights in the rows of lists: the part of a video that clips are drawn from, and its sampling weight."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

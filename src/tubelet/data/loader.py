@@ -1,12 +1,12 @@
-"""Videos and images -> the data of every training step.
+"""The training data of every step.
 
-Step k's data are a pure function of (sources, config, k): the order of files, the times, crops and masks all come from
-generators seeded by the run's seed and their own position. Any process can make any step, and a resumed run needs only
-the number of its next step.
+The data of step k are a pure function of (sources, config, k): the order of files, times, crops and masks come from
+generators that are seeded by the run's seed and their own position. Any process can prepare any step, and a resumed run
+only needs the number of its next step.
 
-Both modalities are in every step, each with its fraction of the samples, and their gradients are accumulated before the
-optimizer steps. The published recipe has the same mixture - half of the ranks take images, half videos, and gradients
-are averaged over ranks - where alternating modalities from step to step would let AdamW's moments and the teacher
+Every step has both modalities, each with its fraction of the samples, whose gradients are accumulated before the
+optimizer step. The published recipe has the same mixture (half of the ranks take images, half videos, and gradients are
+averaged over ranks). Alternating modalities from step to step instead would make AdamW's moments and the teacher
 oscillate between the two.
 """
 
@@ -76,7 +76,7 @@ def build_samplers(config: TrainConfig, media: MediaList) -> dict[Modality, Weig
 
 
 def check_steps(config: TrainConfig, media: MediaList, processes: int) -> None:
-    """Check, before anything is written, that steps can be made of the sources.
+    """Check, before anything is written, that the sources have the samples of a step.
 
     Raises:
         TubeletError: see `samples_per_step`, `accumulation_slices`, `build_samplers` and `ModelConfig.grid`; or the
@@ -264,7 +264,7 @@ def step_bytes(config: TrainConfig, own: dict[Modality, list[MicroBatch]]) -> in
 
 
 def step_prefetch(config: TrainConfig, media: MediaList, rank: int, processes: int) -> Prefetch:
-    """How many steps a process prepares ahead, see `DataConfig.prefetch_mb`.
+    """The prefetching of a process: how many steps it prepares ahead, see `DataConfig.prefetch_mb`.
 
     Raises:
         TubeletError: the batch is too small to give every process a sample of each modality.

@@ -1,7 +1,7 @@
-"""The files in a manifest.
+"""The files in a list.
 
-A manifest may come from an untrusted source. It may list files below its own folder and below folders and URLs that the
-user allowed, no others.
+A list may come from an untrusted source. It may name files below its own folder and below folders and URLs that the
+user allowed, and no others.
 """
 
 import os
@@ -73,14 +73,14 @@ def listed_files(manifest: str, roots: Sequence[str]) -> tuple[pa.ChunkedArray, 
 
 
 def root_of(source: str) -> str:
-    """A folder or URL in canonical form, to compare others with."""
+    """The canonical form of a folder or URL, for comparisons."""
     return _plain_url(source) if is_url(source) else os.path.realpath(Path(source).expanduser())
 
 
 def absolute(path: Path) -> str:
     """The canonical path of a file, so that overlapping sources count it once.
 
-    A file that is itself a link keeps its name: its target may have no suffix.
+    A file that is itself a symbolic link keeps its name, since its target may have no suffix.
     """
     return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - pathlib takes ten times as long
 
@@ -111,7 +111,7 @@ class RealFolders:
 
 
 def _check_names(manifest: str, home: str, listed: PathList) -> None:
-    """Refuse names that no file has.
+    """Reject names that no file can have.
 
     Raises:
         DataError: the message names the line.

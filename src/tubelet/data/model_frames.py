@@ -1,7 +1,7 @@
-"""Frames as a model takes them: decoded 8-bit RGB, or values of any depth and number of channels, normalized in float.
+"""Frames in the form that a model takes: 8-bit RGB, or normalized floats of any depth and number of channels.
 
-A model without `PixelStatistics` takes (T, H, W, 3) uint8 colors, which are normalized on its device. For a model with
-them, frames are scaled by the window, clipped and normalized where they are read, and stay float32 from there on.
+A model without `PixelStatistics` takes (T, H, W, 3) uint8 RGB, which is normalized on its device. For a model with
+them, frames are scaled by the window, clipped and normalized when they are read, and are float32 from there on.
 
 T frames of H x W pixels, C channels of the model.
 """
@@ -26,7 +26,7 @@ from tubelet.errors import ConfigError, DecodeError
 
 
 class FrameReader(Protocol):
-    """What `Video` and its counterparts for other files have in common; see `Video`."""
+    """The interface that `Video` and its counterparts for other files share; see `Video`."""
 
     info: VideoInfo
 
@@ -45,7 +45,7 @@ class FrameReader(Protocol):
 
 
 def open_frames(media: Media, pixels: PixelStatistics | None, fps: float | None = None) -> FrameReader:
-    """Open a video or a stack, to be used in a `with` statement; its frames are as a model takes them.
+    """Open a video or stack as a context manager; its frames are in the form that a model takes.
 
     Args:
         media: path or URL, or the bytes of a video.
@@ -62,7 +62,7 @@ def open_frames(media: Media, pixels: PixelStatistics | None, fps: float | None 
 
 
 def read_still(media: Media, pixels: PixelStatistics | None) -> Tensor:
-    """An image (H, W, C) as a model takes it: uint8, or normalized float32; see `open_frames`."""
+    """Read an image (H, W, C) in the form that a model takes: uint8, or normalized float32; see `open_frames`."""
     if pixels is None:
         return read_image(media)
     return to_input(read_image(media, full_depth=True).numpy(), pixels, media_name(media))
@@ -76,7 +76,7 @@ def as_fractions(pixels: PixelStatistics | None) -> PixelStatistics | None:
 
 
 def require_8_bits(media: Media) -> None:
-    """Refuse a stack that a model of 8-bit RGB could only be trained on with less than its depth or channels.
+    """Reject a stack if training a model of 8-bit RGB on it would lose depth or channels.
 
     Raises:
         ConfigError: its values have more than 8 bits, or its channels are neither gray nor colors.
@@ -90,7 +90,7 @@ def require_8_bits(media: Media) -> None:
 
 
 def depth_beyond_rgb(media: Media) -> str:
-    """The channels and type of a stack that 8-bit RGB could not hold, in words; empty for any other file.
+    """A description of the channels and dtype of a stack, if 8-bit RGB cannot represent them; otherwise empty.
 
     Raises:
         DecodeError: it cannot be read.
@@ -103,9 +103,9 @@ def depth_beyond_rgb(media: Media) -> str:
 
 
 def to_input(values: np.ndarray, pixels: PixelStatistics, name: str) -> Tensor:
-    """Stored values (..., C') as a model takes them, (..., C) normalized float32.
+    """Convert stored values (..., C') to the normalized float32 input (..., C) of a model.
 
-    Of three channels for a model of one, the luma is taken; a single channel is repeated for a model of three.
+    A model of one channel gets the luma of RGB; a model of three gets a single channel repeated.
 
     Args:
         values: colors or values of any real type.

@@ -1,4 +1,4 @@
-"""Object masks as palette PNGs with the colors of DAVIS: the value of a pixel is the number of its object."""
+"""Object masks as palette PNGs with the colors of DAVIS; the value of a pixel is the number of its object."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Many paths in one array, which processes share: a million Python strings would be copied into every worker."""
+"""Many paths in one array that processes share: a million Python strings would be copied into every worker."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence

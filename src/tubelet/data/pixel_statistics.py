@@ -1,7 +1,7 @@
-"""Statistics of a collection's stored values, by which a model reads data of any depth and number of channels.
+"""Statistics of the stored values of a collection, by which models normalize data of any depth and number of channels.
 
-A seeded sample of files is read at full depth, some frames of each, and as many pixels of every frame: each frame of
-the sample counts the same.
+A seeded sample of files is read at full depth: some frames of each, and the same number of pixels of every frame, so
+that every frame counts the same.
 """
 
 import json

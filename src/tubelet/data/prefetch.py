@@ -1,4 +1,4 @@
-"""How much data is prefetched: as many steps, batches or sources as fit into a number of bytes."""
+"""How much data to prefetch: as many steps, batches or sources as fit into a number of bytes."""
 
 import warnings
 from typing import Any, Literal, NamedTuple

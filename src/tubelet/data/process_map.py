@@ -1,7 +1,7 @@
-"""A function mapped over jobs by worker processes, which receive them through pipes.
+"""A parallel map over jobs in worker processes, which receive their jobs through pipes.
 
-They need no semaphore and no shared memory, which would have to be removed, and nothing of the calling script: it may
-lack a `__main__` guard, or not be a file at all.
+The workers need no semaphores or shared memory, which would have to be cleaned up, and do not import the calling
+script: it may lack a `__main__` guard, or not be a file at all.
 """
 
 import os
@@ -34,7 +34,7 @@ def process_map(
     timeout_s: float | None = None,
     isolated: bool = False,
 ) -> None:
-    """Call a function with each job, in this process or in several.
+    """Call a function for each job, in this process or in worker processes.
 
     Args:
         work: the function, of a module; it may record the file that it reads by `track_file`.
@@ -145,7 +145,7 @@ class _JobProcess:
         return True
 
     def wait(self) -> int:
-        """Its exit code."""
+        """Wait for the end of the process; returns its exit code."""
         return self.process.wait()
 
     def last_line(self) -> str:
@@ -155,7 +155,7 @@ class _JobProcess:
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
     def stop(self) -> None:
-        """End it, and print its standard error."""
+        """Stop the process, and print its standard error."""
         self.running = False
         if self.process.poll() is None:
             self.process.terminate()

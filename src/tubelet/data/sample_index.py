@@ -1,4 +1,4 @@
-"""All samples of one modality: plain files, and members of shards."""
+"""An index of all samples of one modality: plain files, spans of files, and members of shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,11 +1,11 @@
-"""Which sample of a modality is drawn when: uniformly, or with weights of sources and of rows of lists.
+"""Sampling order: which sample each draw of a modality takes, uniformly or with weights of sources and rows.
 
-Where rows have weights, an epoch still has as many draws as there are samples, of which each sample gets its weight's
-fraction, rounded up or down at random (systematic resampling).
+If rows have weights, an epoch still has as many draws as there are samples, and each sample gets its weight's fraction
+of them, rounded up or down at random (systematic resampling).
 
-With weights, draws are numbered in blocks. Every block has the same whole number of draws from each source, in random
-order, so the n-th draw of a source is known without replaying earlier ones: any process finds the sample of any draw,
-and each source completes its own epochs without gaps, whatever the other sources are.
+If sources have weights, draws are numbered in blocks. Every block has the same whole number of draws from each source,
+in random order, so that the n-th draw of a source is known without replaying earlier ones: any process finds the sample
+of any draw, and each source completes its own epochs without gaps, whatever the other sources are.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
-"""Limits of what an input may declare: a file that is small on the disk can be huge in memory.
+"""Limits on what a file may declare: a file that is small on disk can be huge in memory.
 
-All of these are far above the sizes of videos, photographs and data sets; docs/data.md lists them.
+All limits are far above the sizes of videos, photographs and data sets; docs/data.md lists them.
 """
 
 from tubelet.config.fields import CLIP_PIXELS
@@ -22,14 +22,14 @@ ARRAY_BYTES = 2**30
 
 
 def check_frame_size(path: str, width: int, height: int) -> None:
-    """Refuse a video whose frames are too large."""
+    """Reject a video whose frames are too large."""
     if width * height > VIDEO_PIXELS:
         limit = f"the limit of {VIDEO_PIXELS / 1e6:.0f} million"
         raise DecodeError(path, f"has frames of {width}x{height} pixels, above {limit}; make it smaller")
 
 
 def check_clip(path: str, count: int, width: int, height: int) -> None:
-    """Refuse a clip that would take too much memory."""
+    """Reject a clip that would take too much memory."""
     if count * width * height > CLIP_PIXELS:
         limit = f"the limit of {CLIP_PIXELS / 1e6:.0f} million pixels at once"
         raise DecodeError(
@@ -38,14 +38,14 @@ def check_clip(path: str, count: int, width: int, height: int) -> None:
 
 
 def check_duration(path: str, seconds: float) -> None:
-    """Refuse a video whose header declares an absurd duration."""
+    """Reject a video whose header declares an absurd duration."""
     if not seconds <= DURATION_S:
         days = DURATION_S // (24 * 3600)
         raise DecodeError(path, f"its header says {seconds:.3g} s, above the limit of {days} days; split it")
 
 
 def check_gap(path: str, seconds: float, begins_s: float) -> None:
-    """Refuse a video with a frame of absurd duration, as where recordings of different times were concatenated."""
+    """Reject a video with a frame of absurd duration, such as concatenated recordings of different times."""
     if seconds > FRAME_S:
         raise DecodeError(
             path,

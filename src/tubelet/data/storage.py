@@ -1,7 +1,7 @@
-"""Remote storage, such as S3: anything that fsspec reaches by URL.
+"""Remote storage, such as S3: any URL that fsspec supports.
 
-Failed requests are retried with exponential backoff; only certain errors - no such object, permission denied - are
-raised at once. A request that takes too long counts as failed.
+Failed requests are retried with exponential backoff; only permanent errors (no such object, permission denied) are
+raised at once. A request that exceeds the timeout counts as failed.
 """
 
 import glob
@@ -33,7 +33,7 @@ _ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class StorageError(FileError):
-    """Storage cannot be reached: not an error of a single file, so no other file can replace it."""
+    """Storage cannot be reached. Not an error of a single file, so no other file is used instead."""
 
 
 def is_url(source: object) -> bool:

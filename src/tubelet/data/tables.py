@@ -1,4 +1,4 @@
-"""Text files with one item per line or row: their encodings, line ends, separators, numbers and times."""
+"""Text files with one item per line or row: encodings, line ends, separators, numbers and times."""
 
 import codecs
 import csv

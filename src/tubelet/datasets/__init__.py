@@ -1,4 +1,4 @@
-"""Data sets for downstream tasks: one module a layout, and the few types of record that all of them load."""
+"""Data sets for downstream tasks: one module for each layout, and the record types that all of them load."""
 
 from tubelet.datasets.layout import Layout, find, layout_error, layouts_of
 from tubelet.datasets.records import (

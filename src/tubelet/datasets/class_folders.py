@@ -55,5 +55,5 @@ def load_class_folders(
 
 
 def own_name(root: Path, classes: int, layout: str) -> str:
-    """The name of a data set of one's own: that of its folder, with the layout it was read as."""
+    """The name of a user's own data set: that of its folder, with the layout that it was read as."""
     return f"{root.resolve().name} ({classes} classes, {layout})"

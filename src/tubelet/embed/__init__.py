@@ -1,1 +1,1 @@
-"""Features of whole collections: tables of them, and what is nearest in one."""
+"""Features of whole collections: tables, search, near-duplicates, and the layout of a map."""

@@ -1,9 +1,10 @@
-"""Near-duplicates: files, or parts of them, that show the same at times that correspond.
+"""Near-duplicates: files, or parts of them, with the same content at corresponding times.
 
-Clips that are much more similar than a clip is to the rest of the collection are matches. Matches of two files vote for
-a line: time in one file = offset + speed x time in the other. Along the best lines the similarities of all clips are
-compared, and the longest stretch that they support is kept (a local alignment). It survives what features survive:
-re-encoding, scaling, crops, changes of color; and, since it follows time, cuts at either end and changes of speed.
+Pairs of clips that are much more similar than a clip is to the rest of the collection are matches. Matches of two files
+vote for a line: time in one file = offset + speed x time in the other. Along the best lines the similarities of all
+clips are compared, and the longest stretch that they support is kept (a local alignment). The method is robust to
+whatever features are robust to (re-encoding, scaling, crops, changes of color) and, since it follows time, to cuts at
+either end and changes of speed.
 """
 
 from collections.abc import Iterator, Sequence

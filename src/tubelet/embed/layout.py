@@ -1,4 +1,4 @@
-"""A collection as a map: places of clips in two dimensions, clusters, and how unusual each clip is."""
+"""A collection as a map: positions of clips in two dimensions, clusters, and outlier scores."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Regions of frames as tokens, and tokens as regions: a table has the central square of each frame."""
+"""Conversion between regions of frames and tokens; a table has the tokens of the central square of each frame."""
 
 import numpy as np
 from numpy.typing import NDArray

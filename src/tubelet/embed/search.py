@@ -213,7 +213,7 @@ def _healthy(pooled: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _discriminant(index: Path, query: NDArray[np.float32], center: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(D,) the direction that tells a query (D,), from which the center was subtracted, from the tokens of a table."""
+    """(D,) the direction that separates a query (D,), with the center subtracted, from the tokens of a table."""
     total, count = np.zeros((len(query), len(query))), 0
     for _, tokens, _ in dense_rows(index, ["path"], _CHUNK_VALUES):
         each = tokens.reshape(len(tokens), -1, len(query))

@@ -1,4 +1,4 @@
-"""Features of a collection: a table of parts with one row per clip."""
+"""Feature tables of collections: Parquet parts with one row per clip."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`tubelet.fit`."""
+"""The function `tubelet.fit`."""
 
 from pathlib import Path
 from typing import Any

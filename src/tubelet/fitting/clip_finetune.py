@@ -1,8 +1,7 @@
-"""Training the encoder too, on labeled clips.
+"""Fine-tuning of the encoder on labeled clips.
 
-For each split the encoder and the network that was chosen on frozen features are trained on the training rows, and
-measured on the held-out rows. What is calibrated is calibrated on training rows that were held back from one more such
-training.
+For each split, the encoder and the network that was chosen on frozen features are trained on the training rows and
+evaluated on the held-out rows. Calibration uses training rows that were held back from one further training.
 
 h held-out rows, c rows of the calibration, K classes or targets.
 """

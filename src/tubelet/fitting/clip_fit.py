@@ -1,7 +1,7 @@
-"""Fitting heads of whole clips: classification, multi-label classification, regression.
+"""Fitting of heads for whole clips: classification, multi-label classification, regression.
 
-Candidates are trained on a part of the training rows and chosen on the others; the chosen one is trained on all of
-them and measured on the held-out rows, which no choice has seen.
+Candidates are trained on a part of the training rows and compared on the rest. The best one is then trained on all
+training rows and evaluated on the held-out rows, which no choice depends on.
 
 n rows, M clips, T time steps, S cells, D channels, K classes or targets.
 """
@@ -39,7 +39,7 @@ Measure = Callable[[Tensor, Tensor, NDArray[np.int64], Sequence[float]], tuple[M
 
 @dataclass(frozen=True, kw_only=True)
 class ClipObjective:
-    """What differs between the tasks of whole clips.
+    """The differences between the tasks on whole clips.
 
     Attributes:
         link: how the votes of neighbors become logits.
@@ -111,7 +111,7 @@ class ClipData:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedClips:
-    """What networks learn of some rows.
+    """The training clips of some rows, with targets and weights.
 
     Attributes:
         clips: (m,) indices of the clips of the rows, ascending.
@@ -295,7 +295,7 @@ def train_clips(
 
 
 def learned_clips(objective: ClipObjective, data: ClipData, train: NDArray[np.int64]) -> LearnedClips:
-    """What networks learn of some rows; each row counts by its weight, whatever its number of clips."""
+    """The training clips of some rows; each row has its own weight, whatever its number of clips."""
     features, K = data.features, data.targets.shape[1]
     scale = torch.stack([torch.zeros(K), torch.ones(K)])
     if objective.standardized:

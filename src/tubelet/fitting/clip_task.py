@@ -1,4 +1,4 @@
-"""From labeled clips to a head and its report: what classification, multi-label classification and regression share.
+"""The common part of classification, multi-label classification and regression: labeled clips to a head and its report.
 
 h held-out rows, K classes or targets.
 """
@@ -34,7 +34,7 @@ WORST = 24
 
 @dataclass(frozen=True, kw_only=True)
 class ClipCalibration:
-    """What is fitted to the rows that the head was chosen on.
+    """Parameters that are fitted to the rows on which candidates were compared.
 
     Attributes:
         temperature: divisor of the logits.
@@ -47,7 +47,7 @@ class ClipCalibration:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipReport:
-    """What a task of clips shows besides its metrics.
+    """What the report of a task on clips shows besides its metrics.
 
     Attributes:
         names: K names of classes or targets.
@@ -71,7 +71,7 @@ class ClipReport:
 def fit_clip_task(
     context: FitContext, objective: ClipObjective, report: ClipReport, networks: Sequence[str]
 ) -> tuple[Head, FitResult]:
-    """Fit a head, measure it and its baselines on the same held-out rows, and collect what a report shows."""
+    """Fit a head, evaluate it and its baselines on the same held-out rows, and collect the content of the report."""
     frozen = fit_clips(context, objective, networks)
     recipe = finetune_recipe(context.config)
     fit, encoder_weights = finetune_clips(context, objective, frozen, recipe) if recipe else (frozen, {})
@@ -167,7 +167,7 @@ def _spec(
 
 
 def _head(spec: HeadSpec, fit: ClipFit, encoder_weights: Mapping[str, Tensor]) -> Head:
-    """The head, which also knows how far held-out clips are from those that it was trained on."""
+    """The head, with a novelty model fitted to its training clips."""
     novelty, quantiles = fit_novelty(fit.features.pooled, fit.splits)
     spec = replace(spec, novelty_quantiles=quantiles)
     head = Head(spec, fit.network.cpu(), novelty, encoder_weights)

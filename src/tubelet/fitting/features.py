@@ -131,7 +131,7 @@ def read_chunk_windows(
 
 
 def encode_tokens(model: Backbone, pixels: Tensor, head_input: HeadInput) -> dict[str, Tensor]:
-    """What is kept of normalized clips (B, C, T, H, W).
+    """Features of normalized clips (B, C, T, H, W) that are stored on disk.
 
     Returns:
         `tokens` (B, T, S, D) as a head takes them; and for baselines that see no features `pixels` (B, T, P), a gray

@@ -1,9 +1,9 @@
 """Training of an encoder together with the network of a head.
 
-Clips are decoded and cropped at random anew in every epoch, as in pre-training. The network starts from the one that
-was trained on features of the frozen encoder: gradients through a random network would first damage the features
-(Kumar et al., arXiv 2202.10054). Learning rates fall from the output toward the input by a constant ratio from layer to
-layer, with the numbering of BEiT (Bao et al., arXiv 2106.08254, appendix on fine-tuning).
+Clips are decoded and randomly cropped in every epoch, as in pre-training. The network is initialized with the one that
+was trained on features of the frozen encoder: gradients through a random network would first damage the features (Kumar
+et al., arXiv 2202.10054). Learning rates decrease from the output toward the input by a constant ratio per layer, with
+the layer numbering of BEiT (Bao et al., arXiv 2106.08254, appendix on fine-tuning).
 
 B clips, T frames or time steps, S cells, D channels, K classes or targets.
 """

@@ -1,4 +1,4 @@
-"""The record that defines a task on labels, and what it is given."""
+"""The record that defines a task on labels, and the context that its function gets."""
 
 import importlib
 import pkgutil

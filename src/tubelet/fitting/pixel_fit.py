@@ -66,7 +66,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class PixelObjective:
-    """What differs between the tasks on pixels.
+    """The differences between the tasks on pixels.
 
     Attributes:
         network: name of the network of the head file.

@@ -1,4 +1,4 @@
-"""What a fit found out, for its report."""
+"""The result of a fit, as its report shows it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

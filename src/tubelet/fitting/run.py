@@ -1,4 +1,4 @@
-"""A label table and an encoder in, a head and what is known about it out."""
+"""Fitting of a head: label table and encoder in, head and its evaluation out."""
 
 import logging
 from collections import Counter

@@ -1,8 +1,9 @@
-"""Which unlabeled clips to label next.
+"""Suggestions of unlabeled clips to label next (active learning).
 
-Those of which the head is least sure (smallest margin: Scheffer et al. 2001), and among them some that differ from each
-other (farthest-first traversal), since the least sure clips are often copies of one moment. n clips, D channels, K
-classes or targets.
+Among the clips for which the head is least sure (smallest margin: Scheffer et al. 2001), some that differ from each
+other (farthest-first traversal), since the least sure clips are often near-duplicates.
+
+n clips, D channels, K classes or targets.
 """
 
 import csv
@@ -56,7 +57,7 @@ class UnlabeledClips:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What a head says about clips.
+    """Predictions of a head for clips.
 
     Attributes:
         texts: answer of each.

@@ -162,7 +162,7 @@ def train_candidates(
 def clip_batches(
     tokens: Tensor, targets: Tensor, weights: Tensor, seed: int, candidate: Candidate, start: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of clips in an order that the seed gives, from a step on.
+    """Batches of clips in an order that depends on the seed, from a step on.
 
     Args:
         tokens: (M, T, S, D).

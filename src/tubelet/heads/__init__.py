@@ -1,1 +1,1 @@
-"""Heads on frozen features, and the loop that trains many of them side by side."""
+"""Heads on frozen features, and the loop that trains many of them in parallel."""

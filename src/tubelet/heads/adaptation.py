@@ -1,4 +1,4 @@
-"""Encoders with weights that were trained together with a head."""
+"""Encoders whose weights were fine-tuned together with a head."""
 
 import hashlib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Scores that mean what they say: a temperature, thresholds, and how far scores are from frequencies.
+"""Calibration of scores: a temperature, thresholds, and the calibration error.
 
 All are fitted to samples that the head was not trained on. n samples, K classes.
 """

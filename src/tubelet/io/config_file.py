@@ -1,4 +1,4 @@
-"""Files of options, in YAML or JSON."""
+"""Config files of commands, in YAML or JSON."""
 
 import re
 from collections import Counter
@@ -39,7 +39,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The content of a file of options.
+    """Read the content of a config file.
 
     Args:
         path: a `.json`, `.yaml` or `.yml` file.

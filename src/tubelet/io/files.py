@@ -277,7 +277,7 @@ def set_compile_cache() -> None:
 
 
 def remove_incomplete_libraries() -> None:
-    """Remove what a compiler that was killed left: an empty library would be taken for a finished one for ever."""
+    """Remove empty libraries left by a killed compiler, which would be taken for complete ones."""
     for library in Path(os.environ[_COMPILE_CACHE]).rglob("*.so") if os.environ.get(_COMPILE_CACHE) else ():
         status = library.stat()
         if status.st_size == 0 and time.time() - status.st_mtime > _LINKING_S:

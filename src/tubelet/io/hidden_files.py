@@ -1,4 +1,4 @@
-"""Hidden entries of a directory: files that systems, disks and programs add to a user's files."""
+"""Hidden directory entries: files that operating systems, disks and programs add to a user's files."""
 
 from collections.abc import Iterable
 from pathlib import Path

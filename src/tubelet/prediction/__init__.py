@@ -1,1 +1,1 @@
-"""Applying heads to media of any length: one pass, constant memory, tables that can be continued."""
+"""Application of heads to media of any length: one pass, constant memory, resumable tables."""

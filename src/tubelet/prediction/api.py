@@ -1,4 +1,4 @@
-"""`tubelet.predict`."""
+"""The function `tubelet.predict`."""
 
 import tempfile
 from collections.abc import Sequence

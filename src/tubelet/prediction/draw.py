@@ -1,4 +1,4 @@
-"""A video with its predictions drawn under the image: a timeline of labels, curves of values, and what holds now."""
+"""Video with predictions drawn below the image: a timeline of labels, curves of values, and the current labels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class _Span:
 
 
 class _Panel:
-    """What is drawn under the image: the labels of now, the timeline, the time."""
+    """The panel below the image: current labels, timeline and time."""
 
     def __init__(
         self, predictions: MediaPredictions, layout: _Layout, duration_s: float, classes: Sequence[str]

@@ -1,4 +1,4 @@
-"""How media are covered by the clips of a head, in prediction as in training."""
+"""How the clips of a head cover media, in prediction as in training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -48,7 +48,7 @@ class WindowLayout:
 
     @property
     def shareable(self) -> "WindowLayout":
-        """What heads must have in common to share an encoding: all but how tokens are reduced, and short videos."""
+        """What heads must have in common to share an encoding: all but token reduction and short videos."""
         clips = replace(self.clips, levels=(-1,), cells=0, padded=False)
         return replace(self, clips=clips, stretched=False, padded=False)
 
@@ -82,7 +82,7 @@ class WindowLayout:
         return np.unique(times) if self.stretched and self.padded else times
 
     def _new_times(self, duration_s: float) -> Iterator[float]:
-        """The times of windows that those before lack."""
+        """The times of a window that earlier windows do not have."""
         latest = -1.0
         for window, stretched in self.windows(duration_s):
             for second in window.times.tolist():

@@ -1,4 +1,4 @@
-"""Apply heads to a collection: media in, tables out."""
+"""Application of heads to a collection: media in, tables out."""
 
 import copy
 import hashlib
@@ -268,7 +268,7 @@ def _plan_passes(model: Backbone, heads: Mapping[str, Head], out: Path, config: 
 
 
 def _settings(each: _Pass, heads: Mapping[str, str]) -> dict[str, Any]:
-    """What scores depend on, to be compared with those in the table; `heads` are the hashes of all, by name."""
+    """The settings that scores depend on, compared with those of an existing table; `heads` has the heads' hashes."""
     clips = {name: getattr(each.layout.clips, name) for name in ("image_size", "frames", "fps", "stride_s")}
     precision = {"dtype": str(each.model.dtype).removeprefix("torch."), "int8": each.model.int8}
     return {"weights": each.model.weights_id, **precision, **clips, "heads": heads}

@@ -1,4 +1,4 @@
-"""Predictions, as they are in the tables."""
+"""Predictions as records, with the fields of the tables."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Frames to an MP4 that players and browsers take, each frame at its own time."""
+"""Writing of frames to an MP4 that players and browsers support, each frame at its own time."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from tubelet.io.overwrite_checks import VIDEO_MARK
 
 
 def even(number: float) -> int:
-    """The nearest even number of pixels, at least 2, which 4:2:0 requires."""
+    """The nearest even number of pixels, at least 2, as 4:2:0 chroma subsampling requires."""
     return 2 * max(1, round(number / 2))
 
 

@@ -1,1 +1,1 @@
-"""Trained encoders: from any weight file to a model, and from any image or video to dense features."""
+"""Trained encoders: loading from any weight file, and dense features of any image or video."""

@@ -1,4 +1,4 @@
-"""A trained encoder that takes videos and images as they are and gives dense features."""
+"""A trained encoder that computes dense features of videos and images of any size."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Backbone(HubEncoder):
             yield features  # outside of no_grad, so that the mode of the caller is unchanged meanwhile
 
     def _size(self, resize: Resize | Literal["native"], normalized: bool = False) -> Resize:
-        """What inputs are resized to; the model's own size is logged once."""
+        """The size that inputs are resized to; if it is the model's native size, that is logged once."""
         if resize != "native":
             return resize
         if normalized:
@@ -162,7 +162,7 @@ class Backbone(HubEncoder):
         return self.native_clip.image_size
 
     def dense_features(self, pixels: Tensor, times: Tensor | None = None) -> DenseFeatures:
-        """Features of clips that divide into patches, without any conversion of inputs.
+        """Dense features of clips whose size is a multiple of the patch size, without any preprocessing.
 
         Args:
             pixels: (B, C, T, H, W) uint8 colors or normalized floats, on any device.

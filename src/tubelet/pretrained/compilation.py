@@ -1,4 +1,4 @@
-"""Compiled blocks for inference."""
+"""torch.compile of the blocks for inference."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Convert a model to another file layout, chosen by the suffix of the target or by name."""
+"""Conversion of a model to another file format, chosen by the suffix of the target or by name."""
 
 from pathlib import Path
 from typing import Literal, TypedDict

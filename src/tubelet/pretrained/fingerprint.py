@@ -1,4 +1,4 @@
-"""A hash of an encoder's weights: features are comparable if it is equal."""
+"""A hash of an encoder's weights; features are comparable if the hashes are equal."""
 
 import hashlib
 from collections.abc import Mapping

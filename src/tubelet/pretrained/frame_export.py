@@ -1,4 +1,4 @@
-"""An encoder with the preparation of its frames as one graph: uint8 frames of any size in, dense features out."""
+"""Export of an encoder with its preprocessing as one graph: uint8 frames of any size in, dense features out."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The encoder with an identity, and with the methods that users of the Hugging Face Hub expect."""
+"""The encoder with a name and fingerprint, and with the methods of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tubelet.pretrained.timm_encoder import TimmEncoder
 
 
 class HubEncoder(TimmEncoder, ModelHubMixin):
-    """An encoder that knows what its weights are called and can be saved and uploaded.
+    """An encoder with a name, a fingerprint of its weights, and methods to save and upload it.
 
     Attributes:
         name: what the model is called, wherever its file lies.

@@ -1,4 +1,4 @@
-"""From images, videos, arrays and files to a batch of clips that divide into patches."""
+"""Preprocessing of images, videos, arrays and files to a batch of clips whose size is a multiple of the patch size."""
 
 import math
 import warnings

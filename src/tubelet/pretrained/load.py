@@ -117,7 +117,7 @@ def _device(device: torch.device | str | None) -> torch.device:
 
 
 def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, **hub: Any) -> Backbone:
-    """`load` without a cast or a copy to a device."""
+    """Like `load`, without casting or moving the weights."""
     if spec.encoder is not None and spec.encoder not in get_args(EncoderName):
         raise ConfigError(f"encoder is {spec.encoder!r}, expected 'teacher' or 'student'")
     path = resolve_checkpoint(what, sha256, **hub)

@@ -1,4 +1,4 @@
-"""Pixels in memory, as people hold them: tensors, arrays and PIL images of any layout to clips (C, T, H, W)."""
+"""Conversion of pixels in memory (tensors, arrays and PIL images of any layout) to clips (C, T, H, W)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

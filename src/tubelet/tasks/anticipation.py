@@ -1,8 +1,8 @@
 """Action anticipation as in V-JEPA 2 (arXiv 2506.09985): the action that begins one second later.
 
-The frozen encoder sees a clip that ends one second before the action begins; the frozen predictor, given all of its
-tokens as context, predicts those of the first frames of the action, at mask tokens that many steps later. An attentive
-probe with a query each for verb, noun and action reads the two together.
+The frozen encoder encodes a clip that ends one second before the action. The frozen predictor takes all of its tokens
+as context and predicts those of the first frames of the action, at mask tokens that many steps later. An attentive
+probe with one query each for verb, noun and action classifies from both.
 
 B clips, N tokens of a clip, (T', H', W') its grid, L levels, D width.
 """
@@ -77,7 +77,7 @@ class PreActionClip:
 
 
 def encode_and_predict(model: Backbone, pixels: Tensor, steps: int) -> dict[str, Tensor]:
-    """`tokens` (B, N + H'·W', D): the last level of a clip, and of what the predictor expects `steps` after its end.
+    """`tokens` (B, N + H'·W', D): the last level of a clip, and the predicted tokens `steps` after its end.
 
     Args:
         model: an encoder with its predictor.

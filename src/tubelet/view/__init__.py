@@ -1,1 +1,1 @@
-"""Self-contained HTML pages: the trace of one input, reports of runs, results of tasks."""
+"""Self-contained HTML pages: features, maps, the trace of one input, reports of runs and fits, predictions, results."""

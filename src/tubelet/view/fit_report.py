@@ -1,4 +1,4 @@
-"""The report of a fit: how well the head does on held-out files, where it fails, and what would make it better."""
+"""The report of a fit: metrics on held-out files, errors, and what would improve the head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ def _best_rival(scores: Sequence[ModelMetrics]) -> tuple[str, MetricInterval] | 
 
 
 def curve_sentence(curve: Sequence[LearningCurvePoint], trusted: bool = True) -> str:
-    """Whether more labels would pay, from the last doubling of the number of labels; empty for fewer than two.
+    """Whether more labels would help, judged by the last doubling of their number; empty for fewer than two points.
 
     Args:
         curve: the first metric by the number of labels.

@@ -1,6 +1,6 @@
 """Trace of one input through the method: all tensors that the explain page and the console show.
 
-Training's own modules run here, and forward hooks capture the tensors between them.
+The modules of training run here, and forward hooks capture the tensors between them.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The page of a collection as a map: points that are clips, colored, searched, selected, named and exported."""
+"""The page of a collection as a map: clips as points to color, search, select, name and export."""
 
 import base64
 import io

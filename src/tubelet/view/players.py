@@ -1,4 +1,4 @@
-"""Videos that a browser plays: the source where it can, otherwise a small copy of it."""
+"""Videos that a browser can play: the source if it is playable, otherwise a small copy."""
 
 import hashlib
 import logging
@@ -39,9 +39,10 @@ class Player:
 
 
 def make_player(each: MediaPredictions, folder: Path) -> Player:
-    """Find what a browser can show of a file, at the times of the tables; of a video perhaps a small copy.
+    """Prepare a file for playback in a browser, at the times of the tables; for a video perhaps a small copy.
 
-    A copy has the same presentation times, at most 480 lines and no sound. One that is newer than its source is kept.
+    A copy has the same presentation times, at most 480 lines and no sound. A copy that is newer than its source is
+    kept.
 
     Args:
         each: the file.

@@ -1,4 +1,4 @@
-"""Features of a page: projected to few directions and quantized to a byte a number, with the error that this costs."""
+"""Features of a page: projected to few directions and quantized to 8 bits, with the error of the quantization."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

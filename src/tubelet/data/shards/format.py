@@ -1,7 +1,7 @@
-"""The files of a folder of shards, and the index: one JSON line about the folder, then one about each member.
+"""The files of a folder of shards, and the format of the index: a JSON header line, then one line for each member.
 
-The tars are plain WebDataset. The index is written last; it makes each member one read at a known offset, and has the
-checksum that every read is compared with.
+The tars are plain WebDataset. The index is written last. It turns the read of a member into one read at a known offset,
+and has the checksum with which every read is compared.
 """
 
 import math

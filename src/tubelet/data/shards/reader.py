@@ -1,4 +1,4 @@
-"""Folders of shards, read from a local disk or from any URL that fsspec reaches."""
+"""Reading of folders of shards on a local disk or at any URL that fsspec supports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -39,7 +39,7 @@ class EncodedSegment:
 
 
 def transcode(sample: Sample, modality: Modality, config: ShardConfig) -> Iterator[EncodedSegment]:
-    """The segments of one file or span, in their order; of a video, one segment at a time is in memory.
+    """Transcode one file or span into segments, in order; one segment of a video at a time is in memory.
 
     Raises:
         DecodeError: the file cannot be read, perhaps after some segments; or it is a stack of more than 8 bits.

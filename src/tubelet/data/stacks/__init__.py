@@ -31,7 +31,7 @@ _MODULES = {suffix: module for module, suffixes in STACK_FORMATS.items() for suf
 
 
 def is_stack(path: str | Path) -> bool:
-    """Whether a path is that of a stack: by its suffix; of TIFF files, those with pages; a folder of DICOM slices."""
+    """Whether a path names a stack: by its suffix; for TIFF, a file of several pages; also a folder of DICOM slices."""
     suffix = suffix_of(str(path))
     if suffix in (".tif", ".tiff"):
         from tubelet.data.stacks.tiff import has_pages
@@ -41,7 +41,7 @@ def is_stack(path: str | Path) -> bool:
 
 
 def is_image_file(path: str | Path) -> bool:
-    """Whether a path is that of a still image: no TIFF file with pages, but a DICOM file of one frame."""
+    """Whether a path names a still image: not a TIFF file of several pages, but also a DICOM file of one frame."""
     suffix = suffix_of(str(path))
     if suffix in STACK_FORMATS["dicom"]:
         return read_stack_info(path).frames == 1

@@ -1,4 +1,4 @@
-"""Which files of a source are videos, images and stacks."""
+"""Classification of the files of a source into videos, images and stacks."""
 
 import os
 from pathlib import Path

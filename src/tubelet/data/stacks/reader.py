@@ -1,4 +1,4 @@
-"""Stacks in the role of videos: frames shown at times, by the rate of the file or of the caller."""
+"""Reading of stacks like videos: frames shown at times, at the rate of the file or of the caller."""
 
 from collections.abc import Iterator
 from dataclasses import replace

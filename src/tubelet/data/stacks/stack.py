@@ -1,4 +1,4 @@
-"""What the readers of all formats of stacks have in common."""
+"""The interface that the readers of all stack formats implement, and the layout of array axes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

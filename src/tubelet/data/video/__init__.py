@@ -1,1 +1,1 @@
-"""Video files read: what containers claim, when frames are shown and how, and in what order to decode them."""
+"""Reading of videos: container headers, timestamps, seeking, decoding order, and conversion of colors."""

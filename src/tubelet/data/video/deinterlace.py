@@ -1,4 +1,4 @@
-"""Interlaced frames deinterlaced by FFmpeg's bwdif, each from itself and its neighbors."""
+"""Deinterlacing of frames by FFmpeg's bwdif, each with its neighbors."""
 
 from fractions import Fraction
 from typing import Any

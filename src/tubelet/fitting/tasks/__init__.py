@@ -1,1 +1,1 @@
-"""Tasks on labels, one file each: `LABEL_TASK` in a module is found by its being there."""
+"""Tasks on labels, one module each; a module is a task if it defines `LABEL_TASK`."""

@@ -1,4 +1,4 @@
-"""What answers of heads become: one module for each kind of output, found by being there.
+"""Kinds of output, one module each.
 
 A module names in `TASKS` the tasks whose heads it serves, and in `OUTPUT` its subclass of `HeadOutput`.
 """

@@ -135,7 +135,7 @@ class FileScores:
 
 
 class HeadOutput(ABC):
-    """What the answers of one head become.
+    """Turns the scores of one head into tables.
 
     Attributes:
         head: the head, on the encoder's device.

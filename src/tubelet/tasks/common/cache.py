@@ -1,7 +1,7 @@
-"""Cache of features on disk: one safetensors file for each model, transform and source, named by their content.
+"""Cache of features on disk: one safetensors file for each model, transform and source, named by a hash of the three.
 
-The training of a head reads the same features many times, and so does the next evaluation of the same model: they are
-computed once. A file appears under its name when it is complete, so an interrupted evaluation resumes.
+Training a head reads the same features many times, and so does the next evaluation of the same model, so they are
+computed once. Files are renamed when complete, so that an interrupted evaluation resumes.
 """
 
 import hashlib

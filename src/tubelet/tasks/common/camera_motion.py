@@ -1,17 +1,18 @@
 """Camera motion and tracking on whole clips, from the correspondence of tokens of successive time steps.
 
 Camera motion cannot be read off mean tokens by a linear probe, nor off their signed differences: what a moving edge
-adds to a token depends on the edge as much as on the motion, and over the content of many clips the sum says nothing.
-(Share of right answers among seven motions, of the sample set's 200 validation clips at 64 pixels, for trained,
-random and raw features: mean token of two time steps 0.14, 0.14, 0.14; both steps in 2 x 2 cells, fitted to four
-windows of each of 800 clips, 0.15, 0.15, 0.19; their differences 0.21, 0.21, 0.24. Always one answer: 0.15.) What
-does not depend on content is where a token went. So each kind of features is described by how like a token is, by the
-cosine, to those around its place at the next time step, as a mean over the clip and over each of 2 x 2 cells: the
-coarsest grid on which a view that grows (forward) differs from one that shifts. These are the same few numbers
-whatever the width of the features, so that the probe, linear as for the other tasks, is the same for all; and the
-similarity is the one that points are followed by. On this description the three score 0.62, 0.45 and 0.45. With the
-mean token of the clip taken off first they would be 0.64, 0.70 and 0.67, about equal: the trained features tell
-directions by their plain similarity, the others do not.
+adds to a token depends on the edge as much as on the motion, and the sum over the content of many clips carries no
+information. (Accuracy among seven motions, on the sample set's 200 validation clips at 64 pixels, for trained, random
+and raw features: mean token of two time steps 0.14, 0.14, 0.14; both steps in 2 x 2 cells, fitted to four windows of
+each of 800 clips, 0.15, 0.15, 0.19; their differences 0.21, 0.21, 0.24. Always one answer: 0.15.)
+
+What does not depend on content is the displacement of tokens. So each kind of features is described by the cosine
+similarity of tokens to those around their position at the next time step, averaged over the clip and over each of 2 x 2
+cells: the coarsest grid on which a view that grows (forward) differs from one that shifts. The description has the same
+size whatever the width of the features, so that the linear probe is the same for all, and its similarity is that by
+which points are tracked. With it the three kinds score 0.62, 0.45 and 0.45. With the mean token of the clip subtracted
+first they would score 0.64, 0.70 and 0.67, about the same: trained features encode directions in their plain
+similarity, the others do not.
 """
 
 from collections.abc import Sequence

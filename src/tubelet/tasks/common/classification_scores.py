@@ -1,4 +1,4 @@
-"""Heads of classes trained on the features of clips or images, and the scores of their answers.
+"""Training of classification heads on features of clips or images, and their scores.
 
 B samples, V views of a sample, K classes.
 """

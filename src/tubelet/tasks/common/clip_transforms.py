@@ -84,7 +84,7 @@ View = ClipView | ImageView
 
 
 def shown_frames(view: View, source: Source, at_most: int = 5) -> dict[str, NDArray[np.uint8]]:
-    """Some frames of a file's middle, as the model saw them: the time of each -> (H, W, 3)."""
+    """Frames of the middle of a file, as the model gets them: time of each -> (H, W, 3)."""
     if isinstance(view, ImageView):
         return {"image": to_colors(view(source)[0, 0, :, 0], source.pixels).permute(1, 2, 0).numpy()}
     clips = view.read(source)

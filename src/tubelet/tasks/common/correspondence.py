@@ -1,11 +1,11 @@
 """Point tracking by the similarity of tokens, and its accuracy against true tracks.
 
 P points, S time steps, (H', W') tokens of a step, D width, n pairs of a point and a later time step. Lengths are in
-patches throughout: what tokens can resolve depends on their size and not on the image's.
+patches throughout, since the resolution of features depends on the size of tokens and not on that of the image.
 
-A time step of a video tokenizer is made of t frames (the tubelet), so it has one feature where the point has t places.
-The point's place at a step is the mean of its places in the t frames, and it counts as visible if it is in all of them;
-it counts as hidden if it is visible in none. Steps in between are neither: nothing is measured at them.
+A time step of a video tokenizer consists of t frames (the tubelet), so it has one feature where the point has t
+positions. The position of a point at a step is the mean over the t frames. It counts as visible if it is visible in all
+of them, and as hidden if it is visible in none; steps in between are not evaluated.
 """
 
 from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ def enlarge(frame: NDArray[np.uint8]) -> tuple[Image.Image, float]:
 
 
 def draw_tracks(frame: NDArray[np.uint8], tracks: Sequence[NDArray[np.floating]]) -> NDArray[np.uint8]:
-    """Where points are (a ring) and where they will go (a line).
+    """Draw the positions of points (a ring) and their future paths (a line).
 
     Args:
         frame: (H, W, 3).

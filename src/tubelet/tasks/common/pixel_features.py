@@ -1,8 +1,8 @@
 """Training data of heads for dense tasks: crops of images, and points of their annotations.
 
-Features are computed once, so an image is seen in a few fixed crops, not in ever new ones. A head is linear, and what
-is between two tokens is interpolated: the value of a pixel depends only on the four tokens around it, and a few pixels
-of each crop, drawn anew each time, teach what all of them would.
+Features are computed once, so each image has a few fixed crops. A head is linear, and features between tokens are
+interpolated, so that the prediction at a pixel depends only on the four tokens around it: training on a few pixels of
+each crop, drawn anew each time, is as good as training on all.
 
 B crops of a batch, V crops of an image, N = h·w tokens, D width, P points.
 """

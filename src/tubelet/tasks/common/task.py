@@ -1,4 +1,4 @@
-"""The record that defines a task, and what a task is given."""
+"""The record that defines a task, and the context that its function gets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,1 +1,1 @@
-"""Metrics, each as its field defines it."""
+"""Metrics of the tasks."""
