@@ -43,7 +43,7 @@ class PredictorConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelStatistics(Settings):
-    """Statistics that normalize stored values for models of other pixels than 8-bit RGB: window, mean, standard deviation.
+    """Statistics that normalize stored values for models of other pixels than 8-bit RGB: window, mean, std.
 
     `tubelet stats` measures them over a collection.
     """
