@@ -336,7 +336,7 @@ def measure_side(check: Check, model: str, videos: int, images: int, side: str, 
     from tubelet.config import DataConfig, TrainConfig, model_preset
     from tubelet.device import peak_flops
     from tubelet.grid import Modality
-    from tubelet.train.compilation import avoid_attention_plans
+    from tubelet.train.compilation import disable_cudnn_attention
 
     size = {"image_size": 64, "frames": 4} if check.smoke else {}
     data = DataConfig(**size, image_fraction=images / (videos + images))
@@ -349,7 +349,7 @@ def measure_side(check: Check, model: str, videos: int, images: int, side: str, 
     torch.manual_seed(0)
     began = time.perf_counter()
     if side == "reference":
-        avoid_attention_plans(device)  # as the package does
+        disable_cudnn_attention(device)  # as the package does
         step = reference_side(config, device)
     else:
         step, _ = package_side(config, counts, device)

@@ -35,7 +35,7 @@ from tubelet.data.clips import normalize
 from tubelet.data.masks import sample_mask
 from tubelet.device import pick_device, training_dtype
 from tubelet.grid import Modality
-from tubelet.train.compilation import avoid_attention_plans, prepare_model, should_compile
+from tubelet.train.compilation import disable_cudnn_attention, prepare_model, should_compile
 from tubelet.train.distributed import DistContext
 from tubelet.train.optim import build_optimizer
 from tubelet.train.packing import device_memory, should_pack
@@ -144,7 +144,7 @@ def reference_side(config: TrainConfig, device: torch.device) -> Step:
     """The specification's training step."""
     from tests.numerics import reference
 
-    avoid_attention_plans(device)  # as the package does
+    disable_cudnn_attention(device)  # as the package does
     with torch.device(device):
         model = reference.System(config.model)
     optimizer = reference.optimizer(model, lr=config.optim.lr)

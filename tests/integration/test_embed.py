@@ -219,7 +219,11 @@ def test_a_table_of_the_format_before_is_read_and_continued_in_todays(tmp_path):
     assert settings["format"] == 3 and "clip" in rows(table)
     assert len(read_clip_vectors(table).paths) == 3
     done = FeatureTable(table, settings | {"format": 4}).done()
-    assert {Path(name).name: len(file.found) for name, file in done.items()} == {"0.mp4": 6, "0.png": 1, "1.png": 1}
+    assert {Path(name).name: len(file.clip_indices) for name, file in done.items()} == {
+        "0.mp4": 6,
+        "0.png": 1,
+        "1.png": 1,
+    }
     assert read_settings(table) == settings | {"format": 4}
     assert "clip" not in rows(table) and list(rows(table).clip_index) == [*range(6), 0, 0]
 

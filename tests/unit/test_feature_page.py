@@ -131,10 +131,10 @@ def test_the_shorter_side_is_near_the_requested_size():
 def test_what_does_not_fit_is_refused_before_anything_is_encoded(made, tmp_path, monkeypatch):
     out, run = tmp_path / "page.html", [str(made.run)]
     video, image = str(made.media[0]), str(made.media[2])
-    monkeypatch.setattr(feature_page, "MOST_TOKENS", 100)
+    monkeypatch.setattr(feature_page, "MAX_TOKENS", 100)
     with pytest.raises(DataError, match="expected at most 100 in a page; reduce --fps"):
         write_feature_page([video], run, out, SETTINGS)
-    monkeypatch.setattr(feature_page, "MOST_TOKENS", 10_000)
+    monkeypatch.setattr(feature_page, "MAX_TOKENS", 10_000)
     monkeypatch.setattr(feature_page, "_FEATURE_BYTES", 1000)
     with pytest.raises(ConfigError, match="choose fewer by --levels"):
         write_feature_page([video], run, out, SETTINGS)

@@ -24,9 +24,9 @@ def vectors():
 @pytest.mark.slow
 def test_a_layout_is_the_same_for_a_seed_and_keeps_groups_together(vectors):
     layout, again = (compute_layout(vectors, 0) for _ in range(2))
-    np.testing.assert_array_equal(layout.places, again.places)
+    np.testing.assert_array_equal(layout.positions, again.positions)
     group = np.repeat([0, 1, 2], 20)
-    own = np.linalg.norm(layout.places[:60, None] - layout.places[None, :60], axis=2) + 1e9 * np.eye(60)
+    own = np.linalg.norm(layout.positions[:60, None] - layout.positions[None, :60], axis=2) + 1e9 * np.eye(60)
     assert (group[own.argmin(1)] == group).mean() > 0.95
     assert layout.outlier_scores.argmax() == 60
 

@@ -43,7 +43,7 @@ def counts(truth, scores, rules, exclusive, classes):
             segment_counts(
                 VideoSpans(
                     truth=own,
-                    found=[s for s in decode_spans(rows, STEP_S, rules, exclusive) if s.class_index < classes],
+                    predicted=[s for s in decode_spans(rows, STEP_S, rules, exclusive) if s.class_index < classes],
                     duration_s=STEPS * STEP_S,
                 ),
                 classes,

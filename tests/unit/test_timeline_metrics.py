@@ -9,7 +9,7 @@ from tubelet.tasks.metrics.timeline import VideoSpans
 
 
 def video(truth, found, duration_s=100.0):
-    return VideoSpans(truth=[Span(*s) for s in truth], found=[Span(*s) for s in found], duration_s=duration_s)
+    return VideoSpans(truth=[Span(*s) for s in truth], predicted=[Span(*s) for s in found], duration_s=duration_s)
 
 
 def random_video(rng, classes=3, overlapping=False):
@@ -34,7 +34,7 @@ def f1_by_frames(videos, overlap):
     tp = fp = fn = 0
     for one in videos:
         hit = [False] * len(one.truth)
-        for p in one.found:
+        for p in one.predicted:
             ious = []
             for q in one.truth:
                 frames_p, frames_q = (set(range(int(s.start_s), int(s.end_s))) for s in (p, q))
@@ -93,10 +93,10 @@ def test_frames_are_right_where_class_or_its_absence_agrees():
     for _ in range(20):
         one = random_video(rng)
         frames = np.full((2, 100), -1)
-        for row, spans in zip(frames, (one.truth, one.found), strict=True):
+        for row, spans in zip(frames, (one.truth, one.predicted), strict=True):
             for span in spans:
                 row[int(span.start_s) : int(span.end_s)] = span.class_index
-        if not timeline._overlapping(timeline._columns(one.found)):
+        if not timeline._overlapping(timeline._columns(one.predicted)):
             assert timeline.frame_seconds(one, 3).tolist() == [(frames[0] == frames[1]).sum(), 100]
 
 
@@ -114,7 +114,7 @@ def test_edges_are_compared_for_matched_spans_inside_the_video():
 def average_precision_pair_by_pair(videos, k, overlap):
     """ActivityNet's rule in plain loops."""
     ranked = sorted(
-        ((s.score, i, s) for i, one in enumerate(videos) for s in one.found if s.class_index == k),
+        ((s.score, i, s) for i, one in enumerate(videos) for s in one.predicted if s.class_index == k),
         key=lambda row: -row[0],
     )
     total = sum(s.class_index == k for one in videos for s in one.truth)

@@ -29,13 +29,13 @@ class FramePreprocessing(nn.Module):
         """
         super().__init__()
         self.size, self.resize = size, resize or size
-        self.places: list[float | None] = [k / (views - 1) for k in range(views)] if views > 1 else [None]
+        self.crop_positions: list[float | None] = [k / (views - 1) for k in range(views)] if views > 1 else [None]
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1, 1))
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T, H, W, 3) uint8 -> (V * B, 3, T, S, S) normalized float32, view by view."""
-        crops = [self.crop(frames.flatten(0, 1), place).unflatten(0, frames.shape[:2]) for place in self.places]
+        crops = [self.crop(frames.flatten(0, 1), place).unflatten(0, frames.shape[:2]) for place in self.crop_positions]
         return (torch.cat(crops).permute(0, 4, 1, 2, 3) - self.mean) / self.std
 
     def crop(self, frames: Tensor, place: float | None = None) -> Tensor:

@@ -87,7 +87,7 @@ def read_encoder_gguf(path: Path) -> tuple[ModelConfig, State, NativeClip | None
     encoder = {name: value for name, value in tensors.items() if not name.startswith(("pred.", "head."))}
     expected = expected_tensors(config) if config.rope == "2.0" else expected_state(config, "teacher")
     require_match(path, encoder, _to_schema(expected, config), f"V-JEPA {config.rope}")
-    state = {name: encoder[_their_name(name)].view(value.shape).float() for name, value in expected.items()}
+    state = {name: encoder[_external_name(name)].view(value.shape).float() for name, value in expected.items()}
     if config.rope == "2.0":
         return config, to_encoder_state(state, config), clip
     return config, from_released_names(state, config, "teacher"), clip
@@ -97,14 +97,14 @@ def _to_schema(released: Mapping[str, Tensor], config: ModelConfig) -> State:
     converted = {}
     for name, value in released.items():
         matrix = value.flatten(1) if value.dim() == 5 else value.flatten() if name.endswith("_mod_embed") else value
-        converted[_their_name(name)] = matrix
+        converted[_external_name(name)] = matrix
     if config.rope == "2.1":  # the last norm again, under the name that other families have
         last = len(config.levels) - 1
         converted |= {f"enc.norm.{part}": converted[f"enc.hier_norm.{last}.{part}"] for part in ("weight", "bias")}
     return converted
 
 
-def _their_name(name: str) -> str:
+def _external_name(name: str) -> str:
     for pattern, theirs in _NAMES:
         if match := re.match(pattern, name):
             return match.expand(theirs).replace("None", "") + name[match.end() :]

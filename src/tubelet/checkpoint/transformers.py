@@ -133,7 +133,7 @@ def from_transformers(
     names = {name.removeprefix(f"{model_type}."): value for name, value in tensors.items()}
     names = {name: value for name, value in names.items() if not name.startswith(_HEAD_MODULES)}
     if model_type == MODEL_TYPE:
-        return _from_own(path, values, names, predictor)._replace(clip=clip)
+        return _from_tubelet(path, values, names, predictor)._replace(clip=clip)
     if predictor and model_type != "vjepa21":
         kind = "predictor of V-JEPA 2.0 has other heads and" if model_type == "vjepa2" else "predictor of this port"
         raise CheckpointError(f"{path}: the {kind} is not supported; load only the encoder")
@@ -273,7 +273,7 @@ def to_vjepa21(
     return values, tensors
 
 
-def to_own(
+def to_tubelet(
     encoder: Mapping[str, Tensor], predictor: Mapping[str, Tensor], config: ModelConfig, identity: Mapping[str, Any]
 ) -> tuple[Values, State]:
     """Config and tensors of `tubelet.hf.TubeletModel`.
@@ -298,7 +298,7 @@ def to_own(
     return values, tensors | {f"predictor.{name}": value for name, value in predictor.items()}
 
 
-def _from_own(path: Path, values: Mapping[str, Any], tensors: State, predictor: bool) -> TransformersModel:
+def _from_tubelet(path: Path, values: Mapping[str, Any], tensors: State, predictor: bool) -> TransformersModel:
     if predictor and not values.get("with_predictor"):
         raise CheckpointError(f"{path}: contains only an encoder, not the requested predictor")
     where = str(path / "config.json")
@@ -328,7 +328,7 @@ def _joined(
 ) -> State:
     """Tensors in the released names, from a file's, which are compared with what is expected by their own names."""
     require_match(path, tensors, split_tensors(expected, names), architecture)
-    return {name: torch.cat([tensors[part] for part in _their_names(name, names)]) for name in expected}
+    return {name: torch.cat([tensors[part] for part in _external_names(name, names)]) for name in expected}
 
 
 def split_tensors(released: Mapping[str, Tensor], names: tuple[tuple[str, str], ...]) -> State:
@@ -340,12 +340,12 @@ def split_tensors(released: Mapping[str, Tensor], names: tuple[tuple[str, str], 
     """
     split: State = {}
     for name, value in released.items():
-        theirs = _their_names(name, names)
+        theirs = _external_names(name, names)
         split |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
     return split
 
 
-def _their_names(name: str, names: tuple[tuple[str, str], ...]) -> list[str]:
+def _external_names(name: str, names: tuple[tuple[str, str], ...]) -> list[str]:
     """Names in `transformers` of a released tensor: queries, keys and values are three tensors there."""
     for there, their_name in names:
         if name.startswith(there):

@@ -54,7 +54,7 @@ def vjepa2_processor(image_size: int) -> Values:
     return _processor("VJEPA2VideoProcessor", image_size, int(image_size * _ZOOM))
 
 
-def own_processor(image_size: int, frames: int, fps: float, resize: int | None = None) -> Values:
+def tubelet_processor(image_size: int, frames: int, fps: float, resize: int | None = None) -> Values:
     """Fields of `tubelet.hf.TubeletVideoProcessor`.
 
     Args:

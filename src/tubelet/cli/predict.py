@@ -20,7 +20,7 @@ HeadsAndSources = Annotated[
 ]
 HEAD_SUFFIX = ".safetensors"
 _OWN_FOLDERS = {"videos", "players", "_scores"}
-MOST_FILES = 1000
+MAX_FILES = 1000
 """Files of the page and the ethogram."""
 
 
@@ -83,13 +83,13 @@ class Predict(LoadOptions, ConfigurableCommand):
                 [*files, source],
                 progress=progress,
             )
-        predictions = made.media_predictions(None if self.settings.video else MOST_FILES)
+        predictions = made.media_predictions(None if self.settings.video else MAX_FILES)
         if self.settings.video:
             with files_progress(console) as progress:
                 predictions, _ = draw_videos(predictions, made.media, self.out / "videos", made.classes, progress)
-        write_predictions_page(predictions[:MOST_FILES], page, made.classes)
+        write_predictions_page(predictions[:MAX_FILES], page, made.classes)
         if any(each.labels and each.duration_s for each in predictions):
-            draw_ethogram(predictions[:MOST_FILES], self.out / "ethogram.png", made.classes)
+            draw_ethogram(predictions[:MAX_FILES], self.out / "ethogram.png", made.classes)
         for line in summary_lines(made, page):
             print_wrapped(console, line)
         for name, head in heads.items():
@@ -128,6 +128,6 @@ def summary_lines(made: "PredictSummary", page: Path) -> list[str]:
     truncated = f" ({made.truncated} of them truncated, without rows)" if made.truncated else ""
     ignored = f"; {made.ignored} images ignored, since a head takes videos" if made.ignored else ""
     files = f"{made.files} {entries}{before}{changed}; {len(made.bad_files)} bad {entries}{truncated}{ignored}"
-    more = made.files - len(made.bad_files) - MOST_FILES
-    limit = f" (its first {MOST_FILES} {entries})" if more > 0 else ""
+    more = made.files - len(made.bad_files) - MAX_FILES
+    limit = f" (its first {MAX_FILES} {entries})" if more > 0 else ""
     return [*lines, files, f"{escape_filename(str(page))}{limit}"]

@@ -85,7 +85,7 @@ def absolute(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)  # noqa: PTH118 - pathlib takes ten times as long
 
 
-class RealFolders:
+class ResolvedFolders:
     """Canonical paths of folders, each resolved once; for a single listing."""
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ def _resolve(
     starts, values = parts.offsets.to_numpy(), parts.values
     bare = np.diff(starts) == 1  # no slash: in the manifest's own folder
     parents = values.take(pa.array(starts[:-1], mask=bare)).dictionary_encode("encode")
-    base, real, folders, entered = str(Path(home).absolute()), RealFolders(), [], []
+    base, real, folders, entered = str(Path(home).absolute()), ResolvedFolders(), [], []
     for parent in parents.dictionary.to_pylist():
         if parent is not None and ("://" in parent or parent.endswith(":/")):
             folders.append(parent)
@@ -167,8 +167,8 @@ def _resolve(
     return folders, entered, parents.indices.to_numpy(), values.take(pa.array(starts[1:] - 1))
 
 
-def _is_entered(folder: str, real: RealFolders, allowed: Sequence[str]) -> bool:
-    """Whether a folder is in an allowed one, or is reached from there by links alone, which are followed as in sources.
+def _is_entered(folder: str, real: ResolvedFolders, allowed: Sequence[str]) -> bool:
+    """Whether a folder is in an allowed one, or is reached from there only by links, which are followed as in sources.
 
     What follows `..` counts by where it is: behind a link, that is not the folder before it.
     """
@@ -202,7 +202,7 @@ def _existing(paths: Sequence[str], home: str, allowed: Sequence[str]) -> int:
         urls = [_resolve_one(home, 0, home, path) for path in paths[:: max(1, len(paths) // _REMOTE_LOOKUPS)]]
         return sum(exists(url) for url in urls if any(_is_below(url, root) for root in allowed))
     absolute_paths = [os.path.join(home, path) for path in paths if not is_url(path)]  # noqa: PTH118
-    real = RealFolders()
+    real = ResolvedFolders()
     inside = [
         candidate for candidate in absolute_paths if _is_entered(str(Path(candidate).absolute().parent), real, allowed)
     ]

@@ -94,7 +94,7 @@ class MediaList:
         yield from (f"{escape_filename(folder.root)}\n".encode() for folder in self.shards)
 
 
-class _Hidden:
+class _HiddenEntries:
     """The ignored hidden entries: media files and folders."""
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     shards: dict[str, ShardFolder] = {}
     ends: list[int] = []
     notes: list[str] = []
-    hidden, has_stacks = _Hidden(), False
+    hidden, has_stacks = _HiddenEntries(), False
     for source in sources:
         single = is_url(source) and suffix_of(source) in (*MANIFEST_SUFFIXES, *MEDIA_SUFFIXES)
         if not single and is_shards(source):
@@ -153,7 +153,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
             kinds = kinds_of(listed, not is_url(source) and Path(source).expanduser().is_dir())
             media = kinds.video | kinds.image
             if not media.any():
-                raise DataError(f"{source}: {_what_instead(listed)}; pass a source that has some")
+                raise DataError(f"{source}: {_describe_files(listed)}; pass a source that has some")
             if kinds.stacks:
                 has_stacks = True
                 what = _counted(kinds.stacks, "stack")
@@ -172,7 +172,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     )
     left = others.distinct(notes)[0]
     if left:
-        notes.append(f"ignored: {_in_words(left)}")
+        notes.append(f"ignored: {_describe_counts(left)}")
     notes += hidden.note()
     counts = list(zip(video_ends, image_ends, ends, strict=True))
     folders = list(shards.values())
@@ -264,7 +264,7 @@ def _weights_left_out(rows: ListedRows, first: np.ndarray) -> list[str]:
 
 
 def _files_of(
-    source: str, roots: Sequence[str], notes: list[str], hidden: _Hidden
+    source: str, roots: Sequence[str], notes: list[str], hidden: _HiddenEntries
 ) -> tuple[pa.ChunkedArray, ListedRows | None]:
     """Absolute paths or URLs of all files of a source, media or not, as large_binary, and spans and weights."""
     path = Path(source).expanduser()
@@ -325,7 +325,7 @@ def _without_pattern(source: str) -> str:
     return os.path.realpath(Path(*path.parts[:count]))
 
 
-def _local_files_of(path: Path, hidden: _Hidden) -> Iterator[str]:
+def _local_files_of(path: Path, hidden: _HiddenEntries) -> Iterator[str]:
     if path.is_dir() and not is_zarr(path.name):
         yield from _folder(str(path), hidden)
     elif path.is_file() or path.is_dir():
@@ -338,7 +338,7 @@ def _local_files_of(path: Path, hidden: _Hidden) -> Iterator[str]:
         )
 
 
-def _remote_files_of(source: str, hidden: _Hidden) -> Iterator[str]:
+def _remote_files_of(source: str, hidden: _HiddenEntries) -> Iterator[str]:
     if suffix_of(source) in MEDIA_SUFFIXES and not is_pattern(source):
         yield source
         return
@@ -352,7 +352,7 @@ def _remote_files_of(source: str, hidden: _Hidden) -> Iterator[str]:
     yield from names
 
 
-def _folder(folder: str, hidden: _Hidden) -> Iterator[str]:
+def _folder(folder: str, hidden: _HiddenEntries) -> Iterator[str]:
     """Files of a folder and its subfolders, sorted, without hidden ones."""
     seen: set[str] = set()
     waiting = [os.path.realpath(folder)]
@@ -383,7 +383,7 @@ def _folder(folder: str, hidden: _Hidden) -> Iterator[str]:
         waiting += [place for _, place in sorted(folders, reverse=True)]
 
 
-def _glob(pattern: str, hidden: _Hidden) -> Iterator[str]:
+def _glob(pattern: str, hidden: _HiddenEntries) -> Iterator[str]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not matches:
         raise MissingFileError(f"{pattern}: nothing matches this pattern; check it (quote it in a shell)")
@@ -407,7 +407,7 @@ def _by_suffix(files: Sequence[str]) -> dict[str, int]:
     return dict(Counter(suffix_of(file) for file in sorted(files)).most_common())
 
 
-def _in_words(files: Sequence[str]) -> str:
+def _describe_counts(files: Sequence[str]) -> str:
     """How many files of each suffix there are, with an example of each."""
     kinds: dict[str, list[str]] = {}
     for file in sorted(files):
@@ -430,7 +430,7 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}{preposition}{rest}"
 
 
-def _what_instead(found: pa.ChunkedArray) -> str:
+def _describe_files(found: pa.ChunkedArray) -> str:
     """A description of the files of a source without media."""
     if not len(found):
         return "has no files"

@@ -85,7 +85,7 @@ class CollectionClips(IterableDataset[EmbedBatch]):
                     elif before.complete:
                         undone[sample] = False
                     else:
-                        self.done[key] = before.found
+                        self.done[key] = before.clip_indices
             self.samples[modality] = np.flatnonzero(undone)
         done_names = {escape_filename(i.key(n)) for i in self.indices.values() for n in range(len(i) if done else 0)}
         self.gone = {key for key, file in done.items() if key not in done_names and file.is_gone()}

@@ -20,7 +20,7 @@ SPEEDS = (0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0)
 """How much faster one of two duplicates may be."""
 _MATCHES = 10  # nearest clips of other files, for each clip
 _BACKGROUND = slice(10, 20)  # the neighbors whose mean similarity is what a clip has with the collection
-_LEAST_CLIPS = 2  # of a stretch, where both files have as many
+_MIN_CLIPS = 2  # of a stretch, where both files have as many
 _LINES = 4  # lines that are compared for two files
 
 
@@ -152,7 +152,7 @@ def _align(
         inside = np.abs(there - b.middle_s[k]) <= 0.75 * max(b.step_s, speed * a.step_s)
         along = np.where(inside, excess[np.arange(len(k)), k], -1.0)
         begin, end, total = _longest_stretch(along - 0.5 * DUPLICATE_MARGIN)
-        if end - begin < min(_LEAST_CLIPS, len(a.middle_s), len(b.middle_s)):
+        if end - begin < min(_MIN_CLIPS, len(a.middle_s), len(b.middle_s)):
             continue  # a single pair of clips may be alike by chance
         total *= min(1.0, speed)  # clips of the first file that share one of the second count once
         if best is None or total > best[0]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tubelet.embed.clip_vectors import nearest_clips
 from tubelet.errors import DataError, MissingPackageError
 
-LEAST_CLIPS = 5
+MIN_CLIPS = 5
 """Clips that a map needs."""
 _PERPLEXITY, _NEIGHBORS_EACH = 30, 3  # t-SNE's customary number of neighbors; neighbors for each unit of perplexity
 _PARALLEL_CLIPS = 5000
@@ -24,13 +24,13 @@ class ClipLayout:
     """Where clips are on a map. n clips.
 
     Attributes:
-        places: (n, 2) float32.
+        positions: (n, 2) float32.
         neighbors: (n, k) indices of the nearest clips in feature space, the nearest first.
         similarities: (n, k) their cosines.
         outlier_scores: (n,) 1 minus the mean cosine with the nearest 8 clips; the higher, the more unusual.
     """
 
-    places: NDArray[np.float32]
+    positions: NDArray[np.float32]
     neighbors: NDArray[np.int64]
     similarities: NDArray[np.float32]
     outlier_scores: NDArray[np.float32]
@@ -51,8 +51,8 @@ def compute_layout(vectors: NDArray[np.float32], seed: int) -> ClipLayout:
         MissingPackageError: if openTSNE is not installed.
     """
     n = len(vectors)
-    if n < LEAST_CLIPS:
-        raise DataError(f"a map needs at least {LEAST_CLIPS} clips, the table has {n}; embed more files")
+    if n < MIN_CLIPS:
+        raise DataError(f"a map needs at least {MIN_CLIPS} clips, the table has {n}; embed more files")
     try:
         import openTSNE
         import openTSNE.affinity
@@ -71,11 +71,11 @@ def compute_layout(vectors: NDArray[np.float32], seed: int) -> ClipLayout:
     )  # threads that wait for each other cost more than they save
     affinities = openTSNE.affinity.PerplexityBasedNN(knn_index=index, perplexity=perplexity, n_jobs=jobs)
     start = openTSNE.initialization.pca(vectors, random_state=seed)
-    places = openTSNE.TSNE(perplexity=perplexity, n_jobs=jobs, random_state=seed).fit(
+    positions = openTSNE.TSNE(perplexity=perplexity, n_jobs=jobs, random_state=seed).fit(
         affinities=affinities, initialization=start
     )
     return ClipLayout(
-        np.asarray(places, np.float32), neighbors, similarities, 1 - similarities[:, :_OUTLIER_NEIGHBORS].mean(1)
+        np.asarray(positions, np.float32), neighbors, similarities, 1 - similarities[:, :_OUTLIER_NEIGHBORS].mean(1)
     )
 
 

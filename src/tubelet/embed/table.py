@@ -68,19 +68,19 @@ class FileProgress:
     Attributes:
         path: name of the file.
         clips: number of its clips.
-        found: indices of the clips that have a row.
+        clip_indices: indices of the clips that have a row.
         versions: sizes in bytes and modification times in seconds of the file when they were computed.
     """
 
     path: str
     clips: int
-    found: set[int] = field(default_factory=set)
+    clip_indices: set[int] = field(default_factory=set)
     versions: set[tuple[int, float]] = field(default_factory=set)
 
     @property
     def complete(self) -> bool:
         """Whether every clip has a row."""
-        return len(self.found) == self.clips
+        return len(self.clip_indices) == self.clips
 
     def is_gone(self) -> bool:
         """Whether the file no longer exists; objects behind URLs and names that are not UTF-8 count as there.
@@ -121,7 +121,7 @@ class FeatureTable(PartTable):
             columns = [row_keys(table).to_pylist(), *(table[name].to_pylist() for name in ("path", *names))]
             for key, path, clip, clips, size, changed in zip(*columns, strict=True):
                 file = progress.setdefault(key, FileProgress(path, clips))
-                file.found.add(clip)
+                file.clip_indices.add(clip)
                 file.versions.add((size, changed))
         return progress
 

@@ -21,10 +21,10 @@ from tubelet.fitting.clip_fit import (
     ClipFit,
     ClipObjective,
     inner_split,
-    learned_clips,
     load_clip_data,
     predict_rows,
     train_clips,
+    weighted_clips,
 )
 from tubelet.fitting.features import ClipFeatures, extract_rows, span_of
 from tubelet.fitting.finetune import FinetuneRecipe, TrainingClip, finetune
@@ -36,7 +36,7 @@ from tubelet.tasks.common.cache import FeatureCache
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Tuned:
+class _FinetunedModel:
     """A network and an encoder that were trained together.
 
     Attributes:
@@ -104,10 +104,10 @@ def _tune(
     recipe: FinetuneRecipe,
     train: NDArray[np.int64],
     test: NDArray[np.int64],
-) -> _Tuned:
+) -> _FinetunedModel:
     """Train on some rows and give the logits of others."""
     network = train_clips(context, objective, data, [frozen.candidate], train, test[:1])[0][0]
-    learned = learned_clips(objective, data, train)
+    learned = weighted_clips(objective, data, train)
     numbers = _numbers_in_row(data.features.owner)[learned.clips].tolist()
     clips = [
         _training_clip(context, data.features.rows[row], number, target, weight)
@@ -119,7 +119,7 @@ def _tune(
     features = adapted_features(context, recipe, weights, [data.features.rows[row] for row in test])
     mean, std = learned.scale
     logits = predict_rows(network, features, np.arange(len(test))) * std + mean
-    return _Tuned(network=network, weights=weights, scale=learned.scale, features=features, logits=logits)
+    return _FinetunedModel(network=network, weights=weights, scale=learned.scale, features=features, logits=logits)
 
 
 def adapted_features(

@@ -110,7 +110,7 @@ class ClipData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedClips:
+class WeightedClips:
     """The training clips of some rows, with targets and weights.
 
     Attributes:
@@ -271,7 +271,7 @@ def train_clips(
         standard deviation of the targets (2, K), 0 and 1 for classes.
     """
     features, K = data.features, data.targets.shape[1]
-    learned = learned_clips(objective, data, train)
+    learned = weighted_clips(objective, data, train)
     pooled = mean_by_row(features.tokens[learned.clips].float().mean((1, 2)), _renumbered(learned.owner))
     rows = torch.from_numpy(train)
 
@@ -294,7 +294,7 @@ def train_clips(
     return [(network, predict_rows(network, features, test) * std + mean, learned.scale) for network in networks]
 
 
-def learned_clips(objective: ClipObjective, data: ClipData, train: NDArray[np.int64]) -> LearnedClips:
+def weighted_clips(objective: ClipObjective, data: ClipData, train: NDArray[np.int64]) -> WeightedClips:
     """The training clips of some rows; each row has its own weight, whatever its number of clips."""
     features, K = data.features, data.targets.shape[1]
     scale = torch.stack([torch.zeros(K), torch.ones(K)])
@@ -305,7 +305,7 @@ def learned_clips(objective: ClipObjective, data: ClipData, train: NDArray[np.in
     clips, owner = _clips_of(features, train)
     clip_count = torch.bincount(features.owner, minlength=len(features.rows))
     weights = data.weights[owner] / clip_count[owner]
-    return LearnedClips(
+    return WeightedClips(
         clips=clips,
         owner=owner,
         targets=((data.targets - scale[0]) / scale[1])[owner],

@@ -55,7 +55,7 @@ class ClipReport:
         confusion: answers (h, K) and targets (h, K) to the matrix; None for tasks without one.
         reliability: answers and targets to bins.
         describe: answers and targets, (K,) each, to the truth and the answer as text.
-        badness: answers (h, K) and targets (h, K) to (h,), 0 for a right answer and higher for a worse one.
+        severity: answers (h, K) and targets (h, K) to (h,), 0 for a right answer and higher for a worse one.
         exclusive: whether one class excludes the others.
     """
 
@@ -64,7 +64,7 @@ class ClipReport:
     confusion: Callable[[Tensor, Tensor], NDArray[np.int64]] | None
     reliability: Callable[[Tensor, Tensor], Sequence[ReliabilityBin]]
     describe: Callable[[Tensor, Tensor], tuple[str, str]]
-    badness: Callable[[Tensor, Tensor], Tensor]
+    severity: Callable[[Tensor, Tensor], Tensor]
     exclusive: bool
 
 
@@ -195,17 +195,17 @@ def _curve(
 def _errors(
     context: FitContext, fit: ClipFit, report: ClipReport, answers: Tensor, targets: Tensor
 ) -> list[HeldOutError]:
-    badness = report.badness(answers, targets)
+    severity = report.severity(answers, targets)
     examples = []
-    for i in badness.argsort(descending=True)[:WORST].tolist():
-        if badness[i] <= 0:
+    for i in severity.argsort(descending=True)[:WORST].tolist():
+        if severity[i] <= 0:
             break
         row = fit.features.rows[int(fit.held_out[i])]
         start_s, end_s = span_of(row, context.table)
         truth, answer = report.describe(answers[i], targets[i])
         examples.append(
             HeldOutError(
-                path=row.path, start_s=start_s, end_s=end_s, truth=truth, answer=answer, score=float(badness[i])
+                path=row.path, start_s=start_s, end_s=end_s, truth=truth, answer=answer, score=float(severity[i])
             )
         )
     return examples

@@ -46,7 +46,7 @@ from tubelet.tasks.segmentation import PROTOCOL, nearest_pixels, sliding_windows
 OWN = "this head"
 UNUSED = ("networks", "frames", "suggest", "causal")
 """Settings that have no meaning for pixels."""
-LEAST_STEPS = 300
+MIN_STEPS = 300
 """Steps that heads are trained for at least: the epochs of the published protocols are few on small sets."""
 CURVE_FRACTIONS = (1 / 8, 1 / 4, 1 / 2)
 """Parts of the training labels that the learning curve is measured at, besides all of them."""
@@ -79,7 +79,7 @@ class PixelObjective:
         statistics: a map, the true map and the data set, to (C,) float64 numbers that metrics are computed from; None
             for an image without a pixel that counts.
         measure: statistics (n, C) and units (n,) to metrics.
-        badness: statistics (C,) of an image to a number, higher for a worse image.
+        severity: statistics (C,) of an image to a number, higher for a worse image.
         fit_constant: a data set and training samples to a function of (H, W) that gives the baseline's map.
         options: a data set to keyword arguments of the network.
         draw: maps of an image and the data set to colored images by name.
@@ -94,7 +94,7 @@ class PixelObjective:
     predict: Callable[[Tensor, nn.Module, Any, int, tuple[int, int]], Map]
     statistics: Callable[[Map, Map, Any], Tensor | None]
     measure: Callable[[Tensor, NDArray[np.int64]], tuple[MetricInterval, ...]]
-    badness: Callable[[Tensor], float]
+    severity: Callable[[Tensor], float]
     fit_constant: Callable[[Any, Sequence[DenseSample], Progress], Callable[[tuple[int, int]], Map]]
     options: Callable[[Any], dict[str, Any]]
     draw: Callable[[Map, Map, Any], dict[str, NDArray[np.uint8]]]
@@ -218,8 +218,8 @@ def evaluation_context(
     config, batch_size = context.config, context.config.batch_size or objective.protocol.batch_size
     images = min(len(train) for train, _ in context.splits)
     epochs = config.epochs
-    if epochs is None and objective.protocol.schedule(images).steps < LEAST_STEPS:
-        epochs = math.ceil(LEAST_STEPS * batch_size / images)
+    if epochs is None and objective.protocol.schedule(images).steps < MIN_STEPS:
+        epochs = math.ceil(MIN_STEPS * batch_size / images)
     return EvaluationContext(
         task=f"fit {context.task}",
         model=context.model,
@@ -286,7 +286,7 @@ def score_splits(
                 continue
             scores.append(statistics)
             rows.append(row)
-            heapq.heappush(worst, (objective.badness(statistics), -row, predicted, truth, dataset))
+            heapq.heappush(worst, (objective.severity(statistics), -row, predicted, truth, dataset))
             if len(worst) > FIGURES:
                 heapq.heappop(worst)
     if not scores:

@@ -34,7 +34,7 @@ from tubelet.labels.table import read_labels
 
 logger = logging.getLogger(__name__)
 
-LEAST_CANDIDATES, CANDIDATES_EACH = 500, 10
+MIN_CANDIDATES, CANDIDATES_EACH = 500, 10
 """Clips that are looked at: at least so many, and so many for each suggestion."""
 _POOL = 4  # least sure clips, for each suggestion, among which diverse ones are chosen
 _BATCH = 64
@@ -56,7 +56,7 @@ class UnlabeledClips:
 
 
 @dataclass(frozen=True)
-class _Answers:
+class _ClipPredictions:
     """Predictions of a head for clips.
 
     Attributes:
@@ -179,7 +179,7 @@ def find_unlabeled(context: FitContext) -> UnlabeledClips:
     table, config = context.table, context.config
     if context.task in ("segmentation", "depth"):
         raise ConfigError(f"suggest is {config.suggest}, but is not supported by {context.task}; remove it")
-    most = max(LEAST_CANDIDATES, CANDIDATES_EACH * config.suggest)
+    most = max(MIN_CANDIDATES, CANDIDATES_EACH * config.suggest)
     sources = config.unlabeled or sorted({str(row.path.parent) for row in table.rows})
     media = list_media(sources)
     index = build_index(media, Modality.IMAGE if context.head_input.frames == 1 else Modality.VIDEO)
@@ -243,19 +243,19 @@ def _evenly(items: list[Item], most: int) -> list[Item]:
 
 
 @torch.no_grad()
-def _answers(head: Head, features: ClipFeatures) -> _Answers:
+def _answers(head: Head, features: ClipFeatures) -> _ClipPredictions:
     """What the head says about each row."""
     outputs = torch.cat([head(part.float()).cpu() for part in features.tokens.split(_BATCH)])
     if head.spec.task == "timeline":  # (n, T, K): a clip is as sure as its steps are on average
         by_clip = _margins(outputs, head, ()).mean(1).double().numpy()
-        return _Answers([_text(one, head) for one in outputs.mean(1)], by_clip, by_clip)
+        return _ClipPredictions([_text(one, head) for one in outputs.mean(1)], by_clip, by_clip)
     values = mean_by_row(outputs, features.owner)
     texts = [_text(one, head) for one in values]
     if head.spec.task == "regression":
         return _far_answers(head, features.pooled, texts)
     margins = _margins(values, head, head.spec.thresholds).double().numpy()
     certainty = values.max(1).values.double().numpy() if head.spec.exclusive else margins
-    return _Answers(texts, certainty, margins)
+    return _ClipPredictions(texts, certainty, margins)
 
 
 def _margins(scores: Tensor, head: Head, thresholds: Sequence[float]) -> Tensor:
@@ -269,14 +269,14 @@ def _margins(scores: Tensor, head: Head, thresholds: Sequence[float]) -> Tensor:
     return (2 * (scores - limits).abs()).clamp(max=1).amin(-1)
 
 
-def _far_answers(head: Head, pooled: Tensor, texts: list[str]) -> _Answers:
+def _far_answers(head: Head, pooled: Tensor, texts: list[str]) -> _ClipPredictions:
     """A head of values does not say how sure it is: the farther a clip is from the training clips, the less."""
     if head.novelty is None or not head.spec.novelty_quantiles:
         raise DataError("--suggest needs a head that knows its training features; leave the option out")
     distances = head.novelty(pooled).double().numpy()
     quantiles = head.spec.novelty_quantiles
     nearer = np.interp(distances, quantiles, np.linspace(0, 1, len(quantiles)))
-    return _Answers(texts, 1 - nearer, -distances)
+    return _ClipPredictions(texts, 1 - nearer, -distances)
 
 
 def _text(values: Tensor, head: Head) -> str:
@@ -291,8 +291,8 @@ def _text(values: Tensor, head: Head) -> str:
 
 
 def _by_video(
-    rows: Sequence[LabelRow], answers: _Answers, pooled: NDArray[np.float64], durations_s: dict[Path, float]
-) -> tuple[list[LabelRow], _Answers, NDArray[np.float64]]:
+    rows: Sequence[LabelRow], answers: _ClipPredictions, pooled: NDArray[np.float64], durations_s: dict[Path, float]
+) -> tuple[list[LabelRow], _ClipPredictions, NDArray[np.float64]]:
     """Clips -> their videos: means, and the most frequent answer."""
     paths = list(dict.fromkeys(row.path for row in rows))
     own = [[i for i, row in enumerate(rows) if row.path == path] for path in paths]
@@ -300,7 +300,7 @@ def _by_video(
     for clips in own:
         found = [answers.texts[i] for i in clips]
         texts.append(max(dict.fromkeys(found), key=found.count))
-    means = _Answers(
+    means = _ClipPredictions(
         texts,
         np.array([answers.certainty[clips].mean() for clips in own]),
         np.array([answers.margins[clips].mean() for clips in own]),

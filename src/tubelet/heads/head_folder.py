@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from tubelet.checkpoint.state_dict import require_colors
-from tubelet.checkpoint.transformers import to_own, to_vjepa2
-from tubelet.checkpoint.transformers_folder import own_processor, vjepa2_processor, write_folder
+from tubelet.checkpoint.transformers import to_tubelet, to_vjepa2
+from tubelet.checkpoint.transformers_folder import tubelet_processor, vjepa2_processor, write_folder
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.heads.head_file import Head
 from tubelet.heads.networks.attentive import AttentiveNetwork
@@ -64,7 +64,7 @@ def write_classifier(model: Backbone, head: Head, out: Path) -> str:
             write_folder(out, values, tensors, vjepa2_processor(size), model.model_id)
             return f"{out}: {model.model_id} with {len(spec.classes)} classes as VJEPA2ForVideoClassification"
     identity = {"name": model.name, "encoder_name": model.encoder_name, "image_size": size, "num_frames": frames}
-    values, tensors = to_own(encoder, {}, model.config, identity)
+    values, tensors = to_tubelet(encoder, {}, model.config, identity)
     values |= labels | {
         "architectures": ["TubeletForVideoClassification"],
         "fps": spec.input.fps,
@@ -77,7 +77,7 @@ def write_classifier(model: Backbone, head: Head, out: Path) -> str:
     }
     tensors = {f"tubelet.{name}": value for name, value in tensors.items()}
     tensors |= {f"head.{name}": value for name, value in head.network.state_dict().items()}
-    processor = own_processor(size, frames, spec.input.fps, spec.input.resize)
+    processor = tubelet_processor(size, frames, spec.input.fps, spec.input.resize)
     write_folder(out, values, tensors, processor, model.model_id)
     return (
         f"{out}: {model.model_id} with {len(spec.classes)} classes as TubeletForVideoClassification, which "

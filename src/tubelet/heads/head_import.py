@@ -122,7 +122,7 @@ def _from_folder(path: Path, what: str, encoder: str | Path | Backbone | None) -
     model = load_unplaced(path, LoadSpec())
     classes = _class_names(path, values)
     if values["model_type"] == MODEL_TYPE:
-        return _from_own(path, what, values, tensors, model, classes)
+        return _from_tubelet(path, what, values, tensors, model, classes)
     if values["model_type"] != "vjepa2":
         raise CheckpointError(f"{path}: a head of model_type {values['model_type']!r} is not supported")
     names = {name: value for name, value in tensors.items() if name.startswith(("pooler.", "classifier."))}
@@ -148,7 +148,7 @@ def _clips(path: Path, values: Mapping[str, Any]) -> HeadInput:
     return HeadInput(image_size=size, frames=frames, fps=float(fps), stride_s=frames / fps, resize=int(size * _ZOOM))
 
 
-def _from_own(
+def _from_tubelet(
     path: Path,
     what: str,
     values: Mapping[str, Any],

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _INIT_STD = 0.01
-_LEAST_VARIANCE = 1e-6  # of the largest; along axes of less there is rounding, or nothing at all
+_MIN_VARIANCE = 1e-6  # of the largest; along axes of less there is rounding, or nothing at all
 _ROWS = 4096  # whose products are added up at a time
 
 
@@ -96,7 +96,7 @@ def fit_whitening(batches: Iterable[Tensor]) -> Whitening:
         count, total, products = count + len(x), total + x.sum(0), products + x.mT @ x
     mean = total / count
     variance, directions = torch.linalg.eigh(products / count - torch.outer(mean, mean))
-    selected = variance > _LEAST_VARIANCE * variance[-1].clamp(min=1e-12)
+    selected = variance > _MIN_VARIANCE * variance[-1].clamp(min=1e-12)
     scale = torch.where(selected, variance, 1.0).rsqrt() * selected
     return Whitening(mean.float(), (directions * scale).float())
 

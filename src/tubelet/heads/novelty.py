@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 _DIRECTIONS = 64
 _ROWS_PER_DIRECTION = 4  # at least, so that the variance along a direction is known to about a third
-_LEAST_POWER = 1e-6  # of the largest; less is rounding
+_MIN_POWER = 1e-6  # of the largest; less is rounding
 _QUANTILES = 101
 
 
@@ -56,7 +56,7 @@ class NoveltyModel(nn.Module):
         n, D = rows.shape
         mean = rows.mean(0)
         power, directions = _principal_directions(rows - mean)
-        least = _LEAST_POWER * power[0] if power[0] > 0 else torch.ones((), dtype=torch.float64)
+        least = _MIN_POWER * power[0] if power[0] > 0 else torch.ones((), dtype=torch.float64)
         rank = max(1, min(_DIRECTIONS, D, n // _ROWS_PER_DIRECTION, int((power > least).sum())))
         # The discarded variance is spread over all other directions, those that few clips leave without any included.
         others = max(1, D - rank)

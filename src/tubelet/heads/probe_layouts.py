@@ -62,7 +62,7 @@ def read_probe(tensors: Mapping[str, Tensor], layout: ProbeLayout, heads: int, w
         expected = AttentiveProbe(width, (classes,), heads, blocks).state_dict()
     if wrong := state_dict_mismatches(tensors, write_probe(expected, layout)):
         raise CheckpointError(f"{where} does not match an attentive probe: {'; '.join(wrong)}")
-    state = {name: torch.cat([tensors[part] for part in _their_names(name, layout)]) for name in expected}
+    state = {name: torch.cat([tensors[part] for part in _external_names(name, layout)]) for name in expected}
     return state | {"queries": state["queries"].view(1, width)}, blocks, classes
 
 
@@ -70,13 +70,13 @@ def write_probe(state: Mapping[str, Tensor], layout: ProbeLayout) -> State:
     """The tensors of a probe of one output in another layout; the inverse of `read_probe`."""
     tensors: State = {}
     for name, value in state.items():
-        theirs = _their_names(name, layout)
+        theirs = _external_names(name, layout)
         value = value.unsqueeze(0) if name == "queries" else value
         tensors |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
     return tensors
 
 
-def _their_names(name: str, layout: ProbeLayout) -> list[str]:
+def _external_names(name: str, layout: ProbeLayout) -> list[str]:
     column = 1 if layout == "release" else 2
     for row in _NAMES:
         if re.match(row[0], name):

@@ -26,7 +26,7 @@ _FEWEST = 5
 """True spans below which a class has the rule that is best for all classes."""
 _OVERLAP = 0.5
 _ERRORS = 2.0
-_MOST_STEPS = 50_000
+_MAX_STEPS = 50_000
 """Time steps of videos that rules are fitted to: more make them hardly better, and take minutes."""
 _SAME = 1e-9
 _MOST = 0.98  # of `on`
@@ -93,7 +93,7 @@ def fit_span_rules(
     class with the highest score, and moments without any label must have a class of their own.
 
     Args:
-        scores: for each video (T, K); the first videos are used, up to `_MOST_STEPS` steps.
+        scores: for each video (T, K); the first videos are used, up to `_MAX_STEPS` steps.
         truth: for each video its spans.
         step_s: seconds of a time step.
         exclusive: whether one class excludes the others.
@@ -102,7 +102,7 @@ def fit_span_rules(
     Returns:
         K rules. Without any true span they keep scores from 0.5 on, or the highest score, as they are.
     """
-    count = max(1, int((np.cumsum([len(own) for own in scores]) <= _MOST_STEPS).sum()))  # type: ignore[arg-type]
+    count = max(1, int((np.cumsum([len(own) for own in scores]) <= _MAX_STEPS).sum()))  # type: ignore[arg-type]
     tables = [np.asarray(own, float) for own in scores[:count]]
     K = tables[0].shape[1]
     ends = [len(own) * step_s for own in tables] if durations_s is None else list(durations_s[:count])

@@ -23,7 +23,7 @@ _STRING, _ARRAY, _BOOL, _UINT32, _FLOAT32 = 8, 9, 7, 4, 6
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 # Limits, far above those of any model: a damaged count would take any amount of time or memory.
-_MOST_ENTRIES, _LONGEST_STRING, _MOST_DIMENSIONS = 2**20, 2**24, 4
+_MAX_ENTRIES, _MAX_STRING, _MAX_DIMENSIONS = 2**20, 2**24, 4
 _REMEDY = "copy it again or convert the model again"
 
 
@@ -80,8 +80,8 @@ class _Cursor:
         version, tensors, pairs = self._unpack("IQQ")
         if version not in (2, _VERSION):
             raise ValueError(f"version is {version}, expected 2 or {_VERSION}")
-        if max(tensors, pairs) > _MOST_ENTRIES:
-            raise ValueError(f"{tensors} tensors and {pairs} keys, expected at most {_MOST_ENTRIES}")
+        if max(tensors, pairs) > _MAX_ENTRIES:
+            raise ValueError(f"{tensors} tensors and {pairs} keys, expected at most {_MAX_ENTRIES}")
         metadata = {self._string(): self._value(*self._unpack("I")) for _ in range(pairs)}
         infos = [self._tensor_info() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", _ALIGNMENT)
@@ -96,8 +96,8 @@ class _Cursor:
     def _tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
         (count,) = self._unpack("I")
-        if count > _MOST_DIMENSIONS:
-            raise ValueError(f"{name} has {count} dimensions, expected at most {_MOST_DIMENSIONS}")
+        if count > _MAX_DIMENSIONS:
+            raise ValueError(f"{name} has {count} dimensions, expected at most {_MAX_DIMENSIONS}")
         shape = tuple(reversed(self._unpack(f"{count}Q")))
         kind, offset = self._unpack("IQ")
         return name, shape, kind, offset
@@ -116,8 +116,8 @@ class _Cursor:
             return self._string()
         if kind == _ARRAY and not nested:
             element, count = self._unpack("IQ")
-            if count > _MOST_ENTRIES:
-                raise ValueError(f"an array of {count} values, expected at most {_MOST_ENTRIES}")
+            if count > _MAX_ENTRIES:
+                raise ValueError(f"an array of {count} values, expected at most {_MAX_ENTRIES}")
             return [self._value(element, nested=True) for _ in range(count)]
         if kind not in _SCALARS:
             raise ValueError(f"a value of type {kind}, which GGUF does not have")
@@ -125,8 +125,8 @@ class _Cursor:
 
     def _string(self) -> str:
         (length,) = self._unpack("Q")
-        if length > _LONGEST_STRING:
-            raise ValueError(f"a string of {length} bytes, expected at most {_LONGEST_STRING}")
+        if length > _MAX_STRING:
+            raise ValueError(f"a string of {length} bytes, expected at most {_MAX_STRING}")
         return self._bytes(length).decode()
 
     def _unpack(self, form: str) -> tuple[Any, ...]:

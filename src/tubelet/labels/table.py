@@ -212,7 +212,7 @@ def _text(value: object) -> str:
 
 def _header_faults(header: Sequence[str], columns: dict[str, str]) -> list[tuple[int, str]]:
     """Columns that are there twice, or that have nearly the name of a known one."""
-    faults = [f"column {name!r} is there twice; rename or remove one" for name in _twice(header)]
+    faults = [f"column {name!r} is there twice; rename or remove one" for name in _duplicate_columns(header)]
     for name, column in _misnomers(header, columns).items():
         unit = " and convert it to seconds" if name.lower().endswith("_ms") else ""
         faults.append(f"column {name!r} is unknown, expected {column}; rename it{unit}")
@@ -228,7 +228,7 @@ def _misnomers(header: Sequence[str], columns: dict[str, str]) -> dict[str, str]
     return misnomers
 
 
-def _twice(header: Sequence[str]) -> list[str]:
+def _duplicate_columns(header: Sequence[str]) -> list[str]:
     lowered = [name.lower() if name.lower() in COLUMNS else name for name in header]
     return sorted({name for name in lowered if lowered.count(name) > 1})
 

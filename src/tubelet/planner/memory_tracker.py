@@ -192,16 +192,16 @@ class StorageLog(TorchDispatchMode):
 @contextmanager
 def track_storage() -> Iterator[StorageLog]:
     """Record all operations, and all storages that change their size, until the end of the block."""
-    watch, resize = StorageLog(), torch.UntypedStorage.resize_
+    storage_log, resize = StorageLog(), torch.UntypedStorage.resize_
 
     def resize_and_record(storage: torch.UntypedStorage, size: int) -> Any:
         result = resize(storage, size)
-        watch.resized(storage)
+        storage_log.resized(storage)
         return result
 
     torch.UntypedStorage.resize_ = resize_and_record  # type: ignore[method-assign, assignment]
     try:
-        with watch:
-            yield watch
+        with storage_log:
+            yield storage_log
     finally:
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign]

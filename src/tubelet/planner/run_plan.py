@@ -271,9 +271,9 @@ def trace(
                 apply_fsdp(model, mesh, training_dtype(config, CPU))
                 ctx.sharded = True
             optimizer = _begin_run(model, config)
-            with track_storage() as watch:
-                passes = _take_step(model, optimizer, config, ctx, shares, lengths, watch)
-    return _summarize(watch.log, config, passes)
+            with track_storage() as storage_log:
+                passes = _take_step(model, optimizer, config, ctx, shares, lengths, storage_log)
+    return _summarize(storage_log.log, config, passes)
 
 
 @contextmanager
@@ -329,14 +329,14 @@ def _take_step(
     ctx: DistContext,
     shares: dict[Modality, list[int]],
     lengths: dict[Modality, list[tuple[int, int]]],
-    watch: StorageLog,
+    storage_log: StorageLog,
 ) -> list[MaskPass]:
     """One step of a run under way; returns its passes in their order, their bytes not yet summed up."""
-    watch.name(model.parameters(), "parameters")
-    watch.name(model.teacher.parameters(), "teacher")
+    storage_log.name(model.parameters(), "parameters")
+    storage_log.name(model.teacher.parameters(), "teacher")
     moments = (value for state in optimizer.state.values() for value in state.values())
-    watch.name((value for value in moments if isinstance(value, torch.Tensor)), "optimizer moments")
-    watch.enter("inputs")
+    storage_log.name((value for value in moments if isinstance(value, torch.Tensor)), "optimizer moments")
+    storage_log.enter("inputs")
     batches = [
         _fake_batch(config, modality, count, lengths[modality]) for modality, own in shares.items() for count in own
     ]
@@ -347,17 +347,17 @@ def _take_step(
     groups = views if model.pack_masks else [[view] for joint in views for view in joint]
     passes = [_mask_pass(config, group) for group in groups]
     names = iter([each.name for each in passes])
-    model.teacher.register_forward_pre_hook(lambda *_: watch.enter("teacher's pass", "teacher"))
-    model.teacher.register_forward_hook(lambda *_: watch.enter("targets"))
-    model.register_forward_pre_hook(lambda *_: watch.enter("student's activations", next(names)))
-    model.predictor.register_forward_pre_hook(lambda *_: watch.enter("predictor's activations"))
-    model.predictor.register_forward_hook(lambda *_: watch.enter("loss"))
-    model.register_forward_hook(lambda *_: watch.enter("backward pass", "backward"))
+    model.teacher.register_forward_pre_hook(lambda *_: storage_log.enter("teacher's pass", "teacher"))
+    model.teacher.register_forward_hook(lambda *_: storage_log.enter("targets"))
+    model.register_forward_pre_hook(lambda *_: storage_log.enter("student's activations", next(names)))
+    model.predictor.register_forward_pre_hook(lambda *_: storage_log.enter("predictor's activations"))
+    model.predictor.register_forward_hook(lambda *_: storage_log.enter("loss"))
+    model.register_forward_hook(lambda *_: storage_log.enter("backward pass", "backward"))
 
     def before_update(*_: object) -> None:
         gradients = (parameter.grad for parameter in model.parameters())
-        watch.name((gradient for gradient in gradients if gradient is not None), "gradients")
-        watch.enter("optimizer", "optimizer")
+        storage_log.name((gradient for gradient in gradients if gradient is not None), "gradients")
+        storage_log.enter("optimizer", "optimizer")
 
     optimizer.register_step_pre_hook(before_update)
     train_step(model, optimizer, StepData(batches, []), config, config.steps - 1, ctx)

@@ -186,7 +186,7 @@ class _Panel:
             y += self.curve_height + self.gap
         self._write(draw, 2 * self.gap, self.bottom, clock if not self.more else f"{clock}  +{self.more} labels")
         if self.duration_s > WHOLE_S:
-            self._draw_place(draw, begin, end)
+            self._draw_window_marker(draw, begin, end)
         return np.asarray(image)
 
     def _draw_active(self, draw: Any, active: Any) -> None:
@@ -243,7 +243,7 @@ class _Panel:
         for points in filter(None, lines):
             draw.line(points, fill=_CURVE, width=max(2, self.gap // 3), joint="curve")
 
-    def _draw_place(self, draw: Any, begin: float, end: float) -> None:
+    def _draw_window_marker(self, draw: Any, begin: float, end: float) -> None:
         """Where the shown window lies in the whole video."""
         y = self.bottom + self.layout.line // 2
         left = max(self.left, 2 * self.gap + round(self.layout.font.getlength("0:00:00 / 0:00:00  +99 labels")))

@@ -115,14 +115,14 @@ class PixelOutput(HeadOutput):
         merged = segmentation.merge_windows(squares.float(), size, shape)
         image = merged.round().to(torch.uint8).permute(1, 2, 0).numpy()
         small = prediction[segmentation.nearest_pixels(shape, (image.shape[0], image.shape[1]))]
-        with atomic_write(self.folder / self.picture_file(item.file.key, time_s, video)) as partial:
+        with atomic_write(self.folder / self.overlay_file(item.file.key, time_s, video)) as partial:
             Image.fromarray(self.paint(small, image)).save(partial, format="JPEG", quality=_JPEG_QUALITY)
 
     def map_file(self, key: str, time_s: float, video: bool) -> PurePosixPath:
         """The file of a map, relative to the folder of the tables."""
         return _file(self.kind, key, time_s, video, ".png")
 
-    def picture_file(self, key: str, time_s: float, video: bool) -> PurePosixPath:
+    def overlay_file(self, key: str, time_s: float, video: bool) -> PurePosixPath:
         """The file of a painted map, relative to the folder of the tables."""
         return _file(PICTURES, key, time_s, video, ".jpg")
 
@@ -148,7 +148,7 @@ class PixelOutput(HeadOutput):
                 total, count = np.zeros(len(self.names)), 0
                 for rows in item.rows:
                     for time_s, values in zip(rows.start_s.tolist(), rows.scores, strict=True):
-                        files_of = (self.map_file(key, time_s, video), self.picture_file(key, time_s, video))
+                        files_of = (self.map_file(key, time_s, video), self.overlay_file(key, time_s, video))
                         table.add((path, time_s if video else None, *map(str, files_of), *constants, *values.tolist()))
                         total, count = total + values, count + 1
                 if count:
@@ -161,7 +161,7 @@ class PixelOutput(HeadOutput):
         overlays = [
             Overlay(
                 time_s=time_s,
-                image=self.folder / self.picture_file(file.key, time_s, file.duration_s > 0),
+                image=self.folder / self.overlay_file(file.key, time_s, file.duration_s > 0),
                 caption=self.caption(values),
             )
             for rows in item.rows

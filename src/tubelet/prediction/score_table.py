@@ -52,7 +52,7 @@ class ScoreTable(PartTable):
             before = read_json(path / SETTINGS, dict[str, Any], _REMEDY)
             check_same_settings(path, "scores", before, settings)
         super().__init__(path, settings, _REMEDY)
-        self.waiting: dict[tuple[str, int], _WaitingRows] = {}
+        self.waiting: dict[tuple[str, int], _BufferedRows] = {}
 
     def done(self) -> tuple[dict[str, DoneFile], set[str]]:
         """The files and spans whose scores are complete, and keys of those that have some."""
@@ -74,7 +74,7 @@ class ScoreTable(PartTable):
         if key in self.waiting and self.waiting[key].count + count > _ROWS:
             self._store(file, head)
         if key not in self.waiting:
-            self.waiting[key] = _WaitingRows(rows.first, max(_ROWS, count), rows.scores.shape[1])
+            self.waiting[key] = _BufferedRows(rows.first, max(_ROWS, count), rows.scores.shape[1])
         self.waiting[key].add(rows)
 
     def end_file(self, file: SourceFile, heads: int) -> None:
@@ -123,7 +123,7 @@ class ScoreTable(PartTable):
 _ARRAYS = {"start_s": np.float64, "end_s": np.float64, "scores": np.float32, "distance": np.float32}
 
 
-class _WaitingRows:
+class _BufferedRows:
     """Rows that are not stored yet, copied into arrays that are made once.
 
     To keep the many small arrays of `ScoreRows` between the large ones of each batch would fragment the memory.

@@ -10,8 +10,8 @@ from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.registry import resolve_checkpoint
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.checkpoint.state_dict import State, require_colors
-from tubelet.checkpoint.transformers import Values, to_own, to_vjepa2, to_vjepa21
-from tubelet.checkpoint.transformers_folder import own_processor, vjepa2_processor, write_folder
+from tubelet.checkpoint.transformers import Values, to_tubelet, to_vjepa2, to_vjepa21
+from tubelet.checkpoint.transformers_folder import tubelet_processor, vjepa2_processor, write_folder
 from tubelet.checkpoint.vjepa2_1 import MODULE_NAMES, ModuleName, write_released
 from tubelet.checkpoint.vjepa2_predictor import is_vjepa2_file, read_vjepa2_predictor
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
@@ -161,8 +161,8 @@ def transformers_files(
             reason = f", since {error}"
     identity = {"name": model.name, "encoder_name": model.encoder_name}
     clips = {"image_size": clip.image_size, "num_frames": clip.frames, "fps": clip.fps}
-    values, tensors = to_own(encoder, predictor, model.config, identity | clips)
-    processor = own_processor(clip.image_size, clip.frames, clip.fps)
+    values, tensors = to_tubelet(encoder, predictor, model.config, identity | clips)
+    processor = tubelet_processor(clip.image_size, clip.frames, clip.fps)
     return values, tensors, processor, f"TubeletModel, which `import tubelet.hf` registers{reason}"
 
 

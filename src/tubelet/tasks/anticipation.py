@@ -174,7 +174,7 @@ def evaluate(context: EvaluationContext) -> Result:
     best = max(range(len(scores)), key=lambda i: values[i]["action recall@5"].value)
     return context.result(
         benchmark=benchmark.name,
-        protocol=_in_words(view, steps, len(probes), heads),
+        protocol=_describe_protocol(view, steps, len(probes), heads),
         metrics=values[best],
         counts={
             "training actions": len(train),
@@ -269,7 +269,7 @@ def _examples(
     return examples
 
 
-def _in_words(view: PreActionClip, steps: int, count: int, heads: int) -> str:
+def _describe_protocol(view: PreActionClip, steps: int, count: int, heads: int) -> str:
     return (
         f"Attentive probe of V-JEPA 2 (arXiv 2506.09985): {BLOCKS} blocks of {heads} heads, a query each for verb, "
         f"noun and action, on the last level of {view.frames} frames at {view.fps:g} a second and {view.size} px "

@@ -45,7 +45,7 @@ def evaluate(context: EvaluationContext) -> Result:
     parameters = sum(p.numel() for p in probes[best].parameters())
     return context.result(
         benchmark=plan.name,
-        protocol=_in_words(plan, len(probes), heads),
+        protocol=_describe_protocol(plan, len(probes), heads),
         metrics=values[best],
         counts={
             "classes": len(plan.classes),
@@ -61,7 +61,7 @@ def evaluate(context: EvaluationContext) -> Result:
     )
 
 
-def _in_words(plan: ClassificationPlan, count: int, heads: int) -> str:
+def _describe_protocol(plan: ClassificationPlan, count: int, heads: int) -> str:
     views = plan.protocol.views
     averaged = f"; probabilities are averaged over {views} squares along the long side" if views > 1 else ""
     return (

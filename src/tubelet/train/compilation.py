@@ -40,7 +40,7 @@ def prepare_model(
     Raises:
         TubeletError: if the device cannot compute in the precision that the config asks for.
     """
-    avoid_attention_plans(device)
+    disable_cudnn_attention(device)
     if config.precision == "fp8":
         use_float8(model, device)
     model.student.recompute_activations = config.activation_checkpointing
@@ -48,11 +48,11 @@ def prepare_model(
     return compile_blocks(model, device, sharded) if compiled else None
 
 
-def avoid_attention_plans(device: torch.device) -> None:
+def disable_cudnn_attention(device: torch.device) -> None:
     """Let this process's attention run on flash kernels, not on cuDNN's, where the device is a CUDA one.
 
     From 2.11 on PyTorch prefers cuDNN on Hopper, which builds a plan for each new shape, in tenths of a second, and
-    keeps it for ever. Masks have new lengths in every step; flash kernels take any length.
+    keeps it forever. Masks have new lengths in every step; flash kernels take any length.
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -23,7 +23,7 @@ from tubelet.view.feature_page import EncoderView, ViewedFile
 from tubelet.view.quantization import quantize_chunks
 from tubelet.view.token_maps import FileTokens
 
-MOST_FILES = 100
+MAX_FILES = 100
 _READ_VALUES = 2**22  # values of tokens that are decoded at once
 _NOTE = "A table contains features, but no predictor."
 
@@ -135,9 +135,9 @@ def _choose(table: Path, rows: Mapping[str, _TableFile], chosen: Sequence[str]) 
     selected = {by_path[Path(name).resolve()]: rows[by_path[Path(name).resolve()]] for name in chosen} or dict(rows)
     if not selected:
         raise DataError(f"{table}: has no rows yet; wait for `tubelet embed` to finish")
-    if len(selected) > MOST_FILES:
+    if len(selected) > MAX_FILES:
         raise ConfigError(
-            f"{table} has {len(selected):,} files, expected at most {MOST_FILES} on a page; "
+            f"{table} has {len(selected):,} files, expected at most {MAX_FILES} on a page; "
             "name those to show after the table"
         )
     for path, own in selected.items():

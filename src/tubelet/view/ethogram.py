@@ -56,7 +56,7 @@ def draw_ethogram(files: Sequence[MediaPredictions], out: Path, classes: Sequenc
         _set_axes(axes, videos_drawn, row)
         title = f"{len(videos)} video{'s' * (len(videos) != 1)}"
         axes.set_title(title + (f", the first {MAX_ROWS} of them" if len(videos) > MAX_ROWS else ""), loc="left")
-        handles = [Patch(color=colors[label], label=_short(label, 26)) for label in labels[:MAX_LEGEND]]
+        handles = [Patch(color=colors[label], label=_shorten(label, 26)) for label in labels[:MAX_LEGEND]]
         if len(labels) > MAX_LEGEND:
             handles.append(Patch(color="none", label=f"and {len(labels) - MAX_LEGEND} more"))
         if handles:
@@ -116,7 +116,7 @@ def _overlap(spans: list[tuple[float, float]], others: list[tuple[float, float]]
 def _set_axes(axes: Any, videos: Sequence[MediaPredictions], row: float) -> None:
     axes.set_ylim(max(1, len(videos)) - 0.5, -0.5)
     axes.set_xlim(0, max((each.duration_s for each in videos), default=1.0))
-    names = [_short(Path(each.path).name, 34) for each in videos]
+    names = [_shorten(Path(each.path).name, 34) for each in videos]
     axes.set_yticks(range(len(videos)), names, fontsize=8.5 if row > 0.3 else 7 if row >= 0.2 else 5.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("seconds")
@@ -124,6 +124,6 @@ def _set_axes(axes: Any, videos: Sequence[MediaPredictions], row: float) -> None
         axes.spines[side].set_visible(False)
 
 
-def _short(text: str, most: int) -> str:
+def _shorten(text: str, most: int) -> str:
     text = escape_unprintable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -44,9 +44,9 @@ logger = logging.getLogger(__name__)
 _LOGGED_S = 5
 PATCHES = 24  # along the shorter side, unless a size is requested
 MEDIA_LINES = 360
-MOST_TOKENS = 200_000
+MAX_TOKENS = 200_000
 _FEATURE_BYTES = 13_000_000  # of all levels and encoders; as base64 17 MB
-_FEWEST_DIRECTIONS = 16
+_MIN_DIRECTIONS = 16
 _COLORMAPS = {"similarity": "magma", "surprise": "cividis"}
 
 Progress = Callable[[int, int], None]
@@ -244,11 +244,11 @@ def _count_tokens(model: Backbone, files: Sequence[ViewedFile], samplings: Seque
     for file, own in zip(files, samplings, strict=True):
         steps = math.ceil(math.ceil(file.duration_s * own.fps - 1e-3) / tubelet) if file.video else 1
         total += max(1, steps) * (own.height // patch) * (own.width // patch)
-    if total > MOST_TOKENS:
+    if total > MAX_TOKENS:
         seconds = sum(file.duration_s for file in files)
         side = min(samplings[0].height, samplings[0].width)
         raise DataError(
-            f"{len(files)} files of {seconds:.0f} s are {total:,} tokens, expected at most {MOST_TOKENS:,} in a page; "
+            f"{len(files)} files of {seconds:.0f} s are {total:,} tokens, expected at most {MAX_TOKENS:,} in a page; "
             f"reduce --fps (here {samplings[0].fps:g}) or --image-size (here {side} pixels), or pass fewer files"
         )
     return total
@@ -262,7 +262,7 @@ def _directions(models: Sequence[Backbone], tokens: int, settings: ViewConfig) -
     """
     levels = sum(len(_levels(model, settings)) for model in models)
     affordable = _FEATURE_BYTES // (tokens * levels)
-    if affordable < min(_FEWEST_DIRECTIONS, settings.directions):
+    if affordable < min(_MIN_DIRECTIONS, settings.directions):
         raise ConfigError(
             f"{levels} levels of {tokens:,} tokens do not fit into {_FEATURE_BYTES / 1e6:.0f} MB; choose fewer by "
             "--levels, such as --levels -1, or reduce --fps or --image-size"

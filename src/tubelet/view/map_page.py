@@ -79,8 +79,8 @@ def write_map_page(content: MapContent, out: Path, thumbnails: int) -> None:
     strips = _strips(clips, _choose_thumbnails(content, outliers, thumbnails))
     folder = common_folder(clips.paths)
     neighbors, similarities = _neighbors_of_other_files(clips, layout)
-    low, high = layout.places.min(0), layout.places.max(0)
-    positions = (layout.places - low) / max(float((high - low).max()), 1e-9)
+    low, high = layout.positions.min(0), layout.positions.max(0)
+    positions = (layout.positions - low) / max(float((high - low).max()), 1e-9)
     arrays = {
         "places": (positions * 65535).astype("<u2"),
         "file": clips.file.astype("<u4"),

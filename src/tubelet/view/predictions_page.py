@@ -14,7 +14,7 @@ from tubelet.prediction.media_predictions import MediaPredictions, ValueCurve
 from tubelet.view.page import json_block, write_page
 from tubelet.view.players import Player, make_player, relative_link
 
-_POINTS, _MOST_POINTS = 400_000, 4_000  # of curves: on the page, and of one curve
+_POINTS, _MAX_POINTS = 400_000, 4_000  # of curves: on the page, and of one curve
 
 
 def write_predictions_page(
@@ -37,7 +37,7 @@ def write_predictions_page(
     colors = {label: color for label, color in assign_colors(classes, labels).items() if label in labels}
     numbers = {label: number for number, label in enumerate(colors)}
     curves = sum(len(each.curves) for each in files)
-    points = int(np.clip(_POINTS / max(1, curves), 100, _MOST_POINTS))
+    points = int(np.clip(_POINTS / max(1, curves), 100, _MAX_POINTS))
     data = {
         "labels": [{"name": escape_unprintable(label), "color": color} for label, color in colors.items()],
         "files": [_file(each, make_player(each, out.parent), out.parent, numbers, points) for each in files],

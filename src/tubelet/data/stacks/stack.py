@@ -11,9 +11,9 @@ from tubelet.data.size_limits import check_frame_size
 from tubelet.errors import DecodeError, MissingPackageError, TubeletError
 
 # Channels of a frame: more are an axis that was taken for the channels.
-MOST_CHANNELS = 64
+MAX_CHANNELS = 64
 # Frames of a stack, a day at 1,000 a second; and bytes that are unpacked at once.
-MOST_FRAMES = 86_400_000
+MAX_FRAMES = 86_400_000
 CHUNK_BYTES = 2**31
 
 
@@ -160,14 +160,14 @@ def info_of(
     frames, height, width, channels = (layout.size(axis) for axis in "TYXC")
     if not frames * height * width * channels:
         raise DecodeError(path, f"has the shape {' x '.join(map(str, layout.shape))}: no pixels; remove it")
-    if channels > MOST_CHANNELS:
+    if channels > MAX_CHANNELS:
         raise DecodeError(
             path,
-            f"has {channels} channels, above the limit of {MOST_CHANNELS}; its shape is "
+            f"has {channels} channels, above the limit of {MAX_CHANNELS}; its shape is "
             f"{' x '.join(map(str, layout.shape))}: are the channels another axis?",
         )
-    if frames > MOST_FRAMES:
-        raise DecodeError(path, f"has {frames} frames, above the limit of {MOST_FRAMES}; split it")
+    if frames > MAX_FRAMES:
+        raise DecodeError(path, f"has {frames} frames, above the limit of {MAX_FRAMES}; split it")
     check_frame_size(path, width, height)
     native = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
     depth = bits or (1 if dtype.kind == "b" else 8 * dtype.itemsize)

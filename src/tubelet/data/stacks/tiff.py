@@ -13,7 +13,7 @@ from tubelet.errors import DecodeError
 
 _KIND = "TIFF"
 _IMAGE_DESCRIPTION = 270
-_MOST_TAGS = 4096
+_MAX_TAGS = 4096
 _IMAGEJ_COUNT = re.compile(rb"^ImageJ=.*?\nimages=(\d+)", re.DOTALL)
 _OME_RATE = re.compile(r'<Pixels\b[^>]*?\bTimeIncrement="([0-9.eE+-]+)"')
 _OME_UNIT = re.compile(r'<Pixels\b[^>]*?\bTimeIncrementUnit="([^"]+)"')
@@ -43,7 +43,7 @@ def _page_at(file: Any, offset: int, order: str, big: bool) -> tuple[int, bytes,
     file.seek(offset)
     (count,) = struct.unpack(f"{order}Q" if big else f"{order}H", file.read(8 if big else 2))
     entry = 20 if big else 12
-    table = file.read(min(count, _MOST_TAGS) * entry + (8 if big else 4))
+    table = file.read(min(count, _MAX_TAGS) * entry + (8 if big else 4))
     (after,) = struct.unpack(f"{order}Q" if big else f"{order}I", table[count * entry :])
     return after, table, entry
 

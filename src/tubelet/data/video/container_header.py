@@ -16,7 +16,7 @@ _REMEDY = "copy it again, or remove it"
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 _DATA_BOXES = (b"moov", b"moof", b"mdat")
 # Boxes of an index that are parsed, and bytes of an edit list that are read, before the file counts as corrupt.
-_MOST_BOXES, _MOST_EDITS = 10_000, 2**20
+_MAX_BOXES, _MAX_EDITS = 10_000, 2**20
 # Bytes of an MPEG transport stream that FFmpeg probes.
 _PROBED = 5_000_000
 # Heads of packets (ISO 13818-1, 2.4.3.2) with a payload in which a table may begin.
@@ -144,7 +144,7 @@ def _low(data: bytes, bits: int) -> int:
 
 def _boxes(file: BinaryIO, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Kind, and first and last byte of the content, of the boxes between two positions of an MP4."""
-    for _ in range(_MOST_BOXES):
+    for _ in range(_MAX_BOXES):
         if at + 8 > end:
             return
         file.seek(at)
@@ -186,8 +186,8 @@ def _number(file: BinaryIO, begin: int, offsets: tuple[int, int]) -> int:
 
 def _edits(name: str, file: BinaryIO, place: tuple[int, int], timescale: int) -> tuple[Edit, ...]:
     begin, end = place
-    if end - begin > _MOST_EDITS:
-        raise DecodeError(name, f"has an edit list of {end - begin} bytes, above the limit of {_MOST_EDITS}; {_REMEDY}")
+    if end - begin > _MAX_EDITS:
+        raise DecodeError(name, f"has an edit list of {end - begin} bytes, above the limit of {_MAX_EDITS}; {_REMEDY}")
     file.seek(begin)
     data = file.read(end - begin)
     wide = 8 if data[:1] == b"\x01" else 4

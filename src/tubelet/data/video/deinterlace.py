@@ -12,7 +12,7 @@ def deinterlace(before: Any, frame: Any, after: Any) -> Any:
 
     It is the frame that the filter gives for it in a pass over the whole video.
     """
-    frames = [other for other in (before, frame, after) if other is not None and _alike(other, frame)]
+    frames = [other for other in (before, frame, after) if other is not None and _same_format(other, frame)]
     graph = Graph()
     graph.threads = 1
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
@@ -33,5 +33,5 @@ def deinterlace(before: Any, frame: Any, after: Any) -> Any:
     return result
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _same_format(one: Any, other: Any) -> bool:
     return (one.width, one.height, one.format.name) == (other.width, other.height, other.format.name)

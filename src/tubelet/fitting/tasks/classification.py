@@ -38,7 +38,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         confusion=confusion_matrix,
         reliability=reliability,
         describe=lambda answer, target: (names[int(target.argmax())], names[int(answer.argmax())]),
-        badness=lambda answers, targets: answers.max(-1).values * (answers.argmax(-1) != targets.argmax(-1)),
+        severity=lambda answers, targets: answers.max(-1).values * (answers.argmax(-1) != targets.argmax(-1)),
         exclusive=True,
     )
     return fit_clip_task(context, objective, report, NETWORKS)

@@ -63,7 +63,7 @@ def labeled_depths(table: LabelTable, samples: Sequence[DenseSample], train: Row
     Raises:
         DataError: if a map cannot be read, or no training map has a known depth.
     """
-    values = np.concatenate([_some_depths(table.rows[row]) for row in train])
+    values = np.concatenate([_sample_depths(table.rows[row]) for row in train])
     if not len(values):
         raise DataError(f"{table.path}: no training depth map has a value above 0")
     unit = _HEADROOM * float(values.max()) / RANGE
@@ -83,7 +83,7 @@ def labeled_depths(table: LabelTable, samples: Sequence[DenseSample], train: Row
     )
 
 
-def _some_depths(row: LabelRow) -> NDArray[np.float64]:
+def _sample_depths(row: LabelRow) -> NDArray[np.float64]:
     """Known depths of a map, in their order by depth, the largest among them."""
     depths = read_depth(row)
     valid = np.sort(depths[depths > 0].astype(np.float64))[::-1]
@@ -178,7 +178,7 @@ OBJECTIVE = PixelObjective(
     predict=_predict,
     statistics=statistics,
     measure=measure,
-    badness=lambda values: float(values[0]),
+    severity=lambda values: float(values[0]),
     fit_constant=fit_positions,
     options=_options,
     draw=_draw,

@@ -39,7 +39,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         confusion=None,
         reliability=_reliability,
         describe=lambda answer, target: (_names(target, names), _names(answer, names)),
-        badness=lambda answers, targets: (answers - targets).abs().max(-1).values.sub(_EVEN).clamp(min=0).mul(2),
+        severity=lambda answers, targets: (answers - targets).abs().max(-1).values.sub(_EVEN).clamp(min=0).mul(2),
         exclusive=False,
     )
     return fit_clip_task(context, objective, report, NETWORKS)

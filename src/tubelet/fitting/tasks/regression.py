@@ -36,7 +36,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         confusion=None,
         reliability=lambda answers, targets: (),
         describe=lambda answer, target: (_values(target, names), _values(answer, names)),
-        badness=lambda answers, targets: ((answers - targets) / spread).abs().max(-1).values,
+        severity=lambda answers, targets: ((answers - targets) / spread).abs().max(-1).values,
         exclusive=False,
     )
     return fit_clip_task(context, objective, report, NETWORKS)

@@ -124,7 +124,7 @@ def measure(values: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, .
     )
 
 
-def _badness(values: Tensor) -> float:
+def _severity(values: Tensor) -> float:
     hits, truth, predicted = values.view(3, -1)
     there = truth > 0
     return -float((hits[there] / (truth + predicted - hits)[there]).mean())
@@ -174,7 +174,7 @@ OBJECTIVE = PixelObjective(
     predict=_predict,
     statistics=statistics,
     measure=measure,
-    badness=_badness,
+    severity=_severity,
     fit_constant=fit_positions,
     options=_options,
     draw=_draw,

@@ -225,7 +225,7 @@ def _decode(data: TimelineData, video: int, scores: Tensor, rules: Sequence[Span
 def _metrics(data: TimelineData, predicted: Sequence[tuple[int, list[Span]]], name: str) -> ModelMetrics:
     names = [label for label in data.classes if label != NO_LABEL]
     videos = [
-        VideoSpans(truth=data.videos[i].spans, found=spans, duration_s=data.videos[i].steps.duration_s)
+        VideoSpans(truth=data.videos[i].spans, predicted=spans, duration_s=data.videos[i].steps.duration_s)
         for i, spans in predicted
     ]
     units = np.array([data.videos[i].unit for i, _ in predicted])
@@ -322,7 +322,7 @@ def _reliability(data: TimelineData, own: _Measured) -> list[ReliabilityBin]:
     scores, hits = [], []
     for i, steps in zip(_held_out(data), own.scores, strict=True):
         spans = _decode(data, i, steps, own.rules)
-        video = VideoSpans(truth=data.videos[i].spans, found=spans, duration_s=data.videos[i].steps.duration_s)
+        video = VideoSpans(truth=data.videos[i].spans, predicted=spans, duration_s=data.videos[i].steps.duration_s)
         scores += [span.score for span in spans]
         hits += span_hits(video, 0.5).tolist()
     bins = reliability_bins(scores, hits) if scores else []

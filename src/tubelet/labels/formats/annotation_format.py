@@ -20,7 +20,7 @@ from tubelet.labels.records import LabelRow, LabelTable
 logger = logging.getLogger(__name__)
 
 BACKGROUND_NAME = "background"
-MOST_CLASSES = 254
+MAX_CLASSES = 254
 """Classes of masks besides the background: indices have 8 bits, and 255 does not count."""
 _HEAD = 2**16
 

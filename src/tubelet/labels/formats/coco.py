@@ -11,7 +11,7 @@ from typing import Any
 from tubelet.errors import DataError
 from tubelet.io.text import read_json
 from tubelet.labels.formats.annotation_format import (
-    MOST_CLASSES,
+    MAX_CLASSES,
     AnnotationFormat,
     LabelTableBuilder,
     head_of,
@@ -45,9 +45,9 @@ class CocoInstances(AnnotationFormat):
         )
         ordered = sorted(categories, key=lambda each: each.get("id", 0) if isinstance(each.get("id"), int) else 0)
         names = [str(each.get("name", "")).strip() for each in ordered]
-        if len(ordered) > MOST_CLASSES or len(set(names)) < len(names) or not all(names):
+        if len(ordered) > MAX_CLASSES or len(set(names)) < len(names) or not all(names):
             summary = f"{len(ordered)} categories, {len(set(names))} of them with names of their own"
-            raise DataError(f"{path}: has {summary}, expected at most {MOST_CLASSES} that all differ; {_REMEDY}")
+            raise DataError(f"{path}: has {summary}, expected at most {MAX_CLASSES} that all differ; {_REMEDY}")
         legend = legend_of(names)
         index_of = {name: index for index, name in legend.items()}
         indices = {

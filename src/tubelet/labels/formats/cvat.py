@@ -14,7 +14,7 @@ from tubelet.data.file_types import VIDEO_SUFFIXES
 from tubelet.errors import DataError
 from tubelet.io.xml_files import read_xml
 from tubelet.labels.formats.annotation_format import (
-    MOST_CLASSES,
+    MAX_CLASSES,
     AnnotationFormat,
     LabelTableBuilder,
     head_of,
@@ -58,8 +58,8 @@ class CvatFile(AnnotationFormat):
         names = [name.strip() for label in meta.iter("label") if (name := label.findtext("name"))]
         legend = legend_of(list(dict.fromkeys(names)))
         if any(image.find(kind) is not None for image in images for kind in _SHAPES):
-            if len(legend) > MOST_CLASSES + 1:
-                raise DataError(f"{path}: has {len(legend) - 1} labels, expected at most {MOST_CLASSES} for masks")
+            if len(legend) > MAX_CLASSES + 1:
+                raise DataError(f"{path}: has {len(legend) - 1} labels, expected at most {MAX_CLASSES} for masks")
             indices = {name: index for index, name in legend.items()}
             for line, image in enumerate(images, 1):
                 _add_mask(builder, line, image, indices, source)

@@ -17,7 +17,7 @@ from tubelet.datasets.annotations import image_shape
 from tubelet.errors import DataError, DecodeError
 from tubelet.io.text import parse_json, read_bytes, read_json
 from tubelet.labels.formats.annotation_format import (
-    MOST_CLASSES,
+    MAX_CLASSES,
     AnnotationFormat,
     LabelTableBuilder,
     chosen_attribute,
@@ -318,8 +318,8 @@ def _table(builder: LabelTableBuilder, regions: Mapping[Path, Iterable[_Region]]
     if not regions:
         return builder.table(form)
     names = sorted({label for each in regions.values() for _, label, _ in each})
-    if len(names) > MOST_CLASSES:
-        raise DataError(f"{builder.path}: has {len(names)} classes of regions, expected at most {MOST_CLASSES}")
+    if len(names) > MAX_CLASSES:
+        raise DataError(f"{builder.path}: has {len(names)} classes of regions, expected at most {MAX_CLASSES}")
     legend = legend_of(names)
     indices = {name: index for index, name in legend.items()}
     builder.unused["labels of whole files, next to regions,"] += len(builder.rows)

@@ -23,7 +23,7 @@ FEW = 10
 """Units below which the interval is also at least as wide as that of Student's t."""
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # 97.5 % quantiles of 1 to 8 degrees of freedom
 _TAIL = 0.025
-_MOST_WEIGHTS = 2_000_000  # of all resamples at a time
+_MAX_WEIGHTS = 2_000_000  # of all resamples at a time
 
 
 def bootstrap_interval(
@@ -98,7 +98,7 @@ def _ends(
 def resample(statistic: Statistic, units: int, seed: int, resamples: int = RESAMPLES) -> Floats:
     """(B,) values of a statistic for B draws of U units with replacement, the same for the same seed."""
     rng = np.random.default_rng(seed)
-    block = max(1, _MOST_WEIGHTS // units)
+    block = max(1, _MAX_WEIGHTS // units)
     counts = [min(block, resamples - start) for start in range(0, resamples, block)]
     chances = np.full(units, 1 / units)
     with np.errstate(invalid="ignore", divide="ignore"):

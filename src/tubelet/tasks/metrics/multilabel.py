@@ -19,9 +19,9 @@ from tubelet.tasks.metrics.intervals import (
     sum_by_unit,
 )
 
-_MOST_VALUES = 4_000_000  # of all resamples at a time
-_MOST_WORK = 2_000_000_000  # samples times classes times resamples, about ten seconds
-_FEWEST_RESAMPLES = 200
+_MAX_VALUES = 4_000_000  # of all resamples at a time
+_MAX_WORK = 2_000_000_000  # samples times classes times resamples, about ten seconds
+_MIN_RESAMPLES = 200
 
 
 def average_precision(scores: ArrayLike, truth: ArrayLike) -> Floats:
@@ -89,7 +89,7 @@ def multilabel_metrics(
     s, t = np.asarray(scores, float), np.asarray(truth) > 0
     index, count = index_units(units)
     curves = [weighted_average_precision(s[:, k], t[:, k]) for k in np.flatnonzero(t.any(0))]
-    block = max(1, _MOST_VALUES // len(s))
+    block = max(1, _MAX_VALUES // len(s))
 
     def mean_precision(weights: Floats) -> Floats:
         blocks = [weights[start : start + block, index] for start in range(0, len(weights), block)]
@@ -105,7 +105,7 @@ def multilabel_metrics(
         hits, predicted, present = (weights @ counts[:, i].sum(1) for i in range(3))
         return 100 * ratio(2 * hits, predicted + present)
 
-    resamples = int(np.clip(_MOST_WORK // max(1, len(s) * len(curves)), _FEWEST_RESAMPLES, RESAMPLES))
+    resamples = int(np.clip(_MAX_WORK // max(1, len(s) * len(curves)), _MIN_RESAMPLES, RESAMPLES))
     return tuple(
         bootstrap_interval(name, statistic, count, bounds=(0, 100), unit="%", seed=seed, resamples=resamples)
         for name, statistic in (("mAP", mean_precision), ("macro F1", f1), ("micro F1", micro_f1))

@@ -2,7 +2,7 @@
 
 Spans of different classes may overlap. Moments without a label count only in the frame-wise accuracy.
 
-P found and Q true spans of a video, V videos, K classes, B resamples, U units.
+P predicted and Q true spans of a video, V videos, K classes, B resamples, U units.
 """
 
 from collections.abc import Sequence
@@ -33,16 +33,16 @@ _END_S = 1e-3  # from the end of a video; an edge there is no answer
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSpans:
-    """What was found in a video, and what is there.
+    """Predicted and true spans of a video.
 
     Attributes:
         truth: the true spans.
-        found: the predicted spans.
+        predicted: the predicted spans.
         duration_s: seconds of the video.
     """
 
     truth: Sequence[Span]
-    found: Sequence[Span]
+    predicted: Sequence[Span]
     duration_s: float
 
 
@@ -56,30 +56,30 @@ def segment_counts(video: VideoSpans, classes: int, overlap: float) -> NDArray[n
     Returns:
         (3, K) counts, which add up over videos.
     """
-    found, truth = _columns(video.found), _columns(video.truth)
+    predicted, truth = _columns(video.predicted), _columns(video.truth)
     counts = np.zeros((3, classes), np.int64)
-    counts[1], counts[2] = (np.bincount(own[0].astype(int), minlength=classes) for own in (found, truth))
-    pairs = _matches(found, truth, overlap)
+    counts[1], counts[2] = (np.bincount(own[0].astype(int), minlength=classes) for own in (predicted, truth))
+    pairs = _matches(predicted, truth, overlap)
     counts[0] = np.bincount(truth[0][pairs[:, 1]].astype(int), minlength=classes)
     return counts
 
 
 def span_hits(video: VideoSpans, overlap: float) -> NDArray[np.bool_]:
     """(P,) whether each predicted span is a hit, as `segment_counts` counts them."""
-    pairs = _matches(_columns(video.found), _columns(video.truth), overlap)
-    return np.isin(np.arange(len(video.found)), pairs[:, 0])
+    pairs = _matches(_columns(video.predicted), _columns(video.truth), overlap)
+    return np.isin(np.arange(len(video.predicted)), pairs[:, 0])
 
 
 def segmental_f1(videos: Sequence[VideoSpans], classes: int, overlap: float) -> float:
     """F1 over all spans of all videos and classes, in percent; NaN without any span."""
-    hits, found, truth = _sum_counts(videos, classes, overlap).sum(1)
-    return float(100 * ratio(2 * hits, found + truth))
+    hits, predicted, truth = _sum_counts(videos, classes, overlap).sum(1)
+    return float(100 * ratio(2 * hits, predicted + truth))
 
 
 def segmental_f1_by_class(videos: Sequence[VideoSpans], classes: int, overlap: float) -> Floats:
     """F1 over all spans of each class, (K,) in percent; NaN for a class without any span."""
-    hits, found, truth = _sum_counts(videos, classes, overlap)
-    return 100 * ratio(2 * hits, found + truth)
+    hits, predicted, truth = _sum_counts(videos, classes, overlap)
+    return 100 * ratio(2 * hits, predicted + truth)
 
 
 def edit_score(video: VideoSpans) -> float:
@@ -88,12 +88,12 @@ def edit_score(video: VideoSpans) -> float:
     The sequences are the classes of the spans by their start, then by class. Levenshtein's distance counts insertions,
     deletions and replacements (Lea et al. 2016, arXiv 1602.02995). Both empty is 100.
     """
-    found, truth = (
+    predicted, truth = (
         np.array([span.class_index for span in sorted(spans, key=lambda span: (span.start_s, span.class_index))])
-        for spans in (video.found, video.truth)
+        for spans in (video.predicted, video.truth)
     )
-    longer = max(len(found), len(truth))
-    return 100.0 if not longer else 100 * (1 - _edit_distance(found, truth) / longer)
+    longer = max(len(predicted), len(truth))
+    return 100.0 if not longer else 100 * (1 - _edit_distance(predicted, truth) / longer)
 
 
 def frame_seconds(video: VideoSpans, classes: int) -> Floats:
@@ -103,11 +103,11 @@ def frame_seconds(video: VideoSpans, classes: int) -> Floats:
     predicted nor true is left out, since it would drown the rest. Where neither the predictions nor the labels overlap,
     each moment counts once, and is right also where both have no class.
     """
-    found, truth = _columns(video.found), _columns(video.truth)
-    common = _intersections(found, truth)
-    same = common[found[0][:, None] == truth[0]].sum()
-    lengths = [(own[2] - own[1]).sum() for own in (found, truth)]
-    if _overlapping(found) or _overlapping(truth):
+    predicted, truth = _columns(video.predicted), _columns(video.truth)
+    common = _intersections(predicted, truth)
+    same = common[predicted[0][:, None] == truth[0]].sum()
+    lengths = [(own[2] - own[1]).sum() for own in (predicted, truth)]
+    if _overlapping(predicted) or _overlapping(truth):
         return np.array([same, sum(lengths) - same])
     neither = video.duration_s - (sum(lengths) - common.sum())
     return np.array([same + max(0.0, neither), video.duration_s])
@@ -119,9 +119,9 @@ def edge_errors(video: VideoSpans) -> Floats:
     Spans match as for F1 at an overlap of one half. True edges at the ends of the video are left out: they are no
     answer.
     """
-    found, truth = _columns(video.found), _columns(video.truth)
-    pairs = _matches(found, truth, _EDGE_OVERLAP)
-    errors = np.abs(found[1:3, pairs[:, 0]] - truth[1:3, pairs[:, 1]])
+    predicted, truth = _columns(video.predicted), _columns(video.truth)
+    pairs = _matches(predicted, truth, _EDGE_OVERLAP)
+    errors = np.abs(predicted[1:3, pairs[:, 0]] - truth[1:3, pairs[:, 1]])
     inside = np.stack([truth[1] > _END_S, truth[2] < video.duration_s - _END_S])[:, pairs[:, 1]]
     return errors[inside]
 
@@ -158,7 +158,7 @@ def timeline_metrics(
         The metrics; the error of edges is left out where no spans match.
     """
     index, count = index_units(units)
-    found: list[MetricInterval] = []
+    intervals: list[MetricInterval] = []
 
     def add(name: str, sums: Floats, scale: float = 100.0) -> None:
         """A quotient of sums (V, 2) over videos, as a percentage."""
@@ -169,16 +169,16 @@ def timeline_metrics(
             return scale * ratio(total[:, 0], total[:, 1])
 
         if own[:, 1].any():
-            found.append(bootstrap_interval(name, statistic, count, bounds=(0, 100), unit="%", seed=seed))
+            intervals.append(bootstrap_interval(name, statistic, count, bounds=(0, 100), unit="%", seed=seed))
 
     for overlap in OVERLAPS:
         counts = np.array([segment_counts(video, classes, overlap).sum(1) for video in videos])
         add(f"F1@{round(100 * overlap)}", np.stack([2 * counts[:, 0], counts[:, 1] + counts[:, 2]], 1))
     add("edit score", np.array([[edit_score(video), 1.0] for video in videos]), scale=1.0)
-    found += _mean_average_precision(videos, classes, index, count, seed)
+    intervals += _mean_average_precision(videos, classes, index, count, seed)
     add("frame accuracy", np.array([frame_seconds(video, classes) for video in videos]))
-    found += _median_edge_error(videos, index, count, seed, step_s)
-    return tuple(found)
+    intervals += _median_edge_error(videos, index, count, seed, step_s)
+    return tuple(intervals)
 
 
 def _mean_average_precision(
@@ -231,24 +231,24 @@ def _columns(spans: Sequence[Span]) -> Floats:
     return np.array([tuple(span) for span in spans], float).reshape(-1, 4).T
 
 
-def _intersections(found: Floats, truth: Floats) -> Floats:
+def _intersections(predicted: Floats, truth: Floats) -> Floats:
     """(P, Q) seconds that spans have in common, whatever their classes."""
-    first, last = np.maximum.outer(found[1], truth[1]), np.minimum.outer(found[2], truth[2])
+    first, last = np.maximum.outer(predicted[1], truth[1]), np.minimum.outer(predicted[2], truth[2])
     return (last - first).clip(0)
 
 
-def _overlaps(found: Floats, truth: Floats) -> Floats:
+def _overlaps(predicted: Floats, truth: Floats) -> Floats:
     """(P, Q) intersection over union, 0 for spans of different classes."""
-    common = _intersections(found, truth)
-    union = np.add.outer(found[2] - found[1], truth[2] - truth[1]) - common
-    return np.where((found[0][:, None] == truth[0]) & (union > 0), common / np.where(union > 0, union, 1), 0.0)
+    common = _intersections(predicted, truth)
+    union = np.add.outer(predicted[2] - predicted[1], truth[2] - truth[1]) - common
+    return np.where((predicted[0][:, None] == truth[0]) & (union > 0), common / np.where(union > 0, union, 1), 0.0)
 
 
-def _matches(found: Floats, truth: Floats, overlap: float) -> NDArray[np.int64]:
-    """(m, 2) indices of found spans and the true spans that they hit."""
-    if not found.shape[1] or not truth.shape[1]:
+def _matches(predicted: Floats, truth: Floats, overlap: float) -> NDArray[np.int64]:
+    """(m, 2) indices of predicted spans and the true spans that they hit."""
+    if not predicted.shape[1] or not truth.shape[1]:
         return np.zeros((0, 2), np.int64)
-    iou = _overlaps(found, truth)
+    iou = _overlaps(predicted, truth)
     best = iou.argmax(1)
     hits = np.flatnonzero(iou[np.arange(len(best)), best] >= overlap)
     matched_truth, first = np.unique(best[hits], return_index=True)
@@ -293,10 +293,10 @@ class _PrecisionCurve:
         total = weights @ self._truth
         if not own.shape[1]:
             return np.where(total > 0, 0.0, np.nan)
-        found, answered = np.cumsum(own * self._hits, 1), np.cumsum(own, 1)
-        precision = np.divide(found, answered, out=np.zeros_like(found), where=answered > 0)
+        hits, answered = np.cumsum(own * self._hits, 1), np.cumsum(own, 1)
+        precision = np.divide(hits, answered, out=np.zeros_like(hits), where=answered > 0)
         precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-        return ratio((np.diff(found, axis=1, prepend=0.0) * precision).sum(1), total)
+        return ratio((np.diff(hits, axis=1, prepend=0.0) * precision).sum(1), total)
 
 
 def _precision_curves(
@@ -306,10 +306,10 @@ def _precision_curves(
     truth = np.zeros((len(videos), classes))
     rows: list[Floats] = []
     for number, video in enumerate(videos):
-        found, labels = _columns(video.found), _columns(video.truth)
+        predicted, labels = _columns(video.predicted), _columns(video.truth)
         truth[number] = np.bincount(labels[0].astype(int), minlength=classes)
-        hits = _ranked_hits(found, labels, overlaps)
-        rows.append(np.concatenate([found[:1], found[3:], np.full((1, found.shape[1]), number), hits]))
+        hits = _ranked_hits(predicted, labels, overlaps)
+        rows.append(np.concatenate([predicted[:1], predicted[3:], np.full((1, predicted.shape[1]), number), hits]))
     table = np.concatenate(rows, 1)
     curves: list[list[_PrecisionCurve | None]] = []
     for level in range(len(overlaps)):
@@ -321,14 +321,14 @@ def _precision_curves(
     return curves
 
 
-def _ranked_hits(found: Floats, truth: Floats, overlaps: Sequence[float]) -> Floats:
+def _ranked_hits(predicted: Floats, truth: Floats, overlaps: Sequence[float]) -> Floats:
     """(len(overlaps), P) 1 for predictions that hit a true span that none of a higher score has hit."""
-    hits = np.zeros((len(overlaps), found.shape[1]))
+    hits = np.zeros((len(overlaps), predicted.shape[1]))
     if not truth.shape[1]:
         return hits
-    iou = _overlaps(found, truth)
+    iou = _overlaps(predicted, truth)
     taken = np.zeros((len(overlaps), truth.shape[1]), bool)
-    for i in np.argsort(-found[3], kind="stable"):
+    for i in np.argsort(-predicted[3], kind="stable"):
         candidates = np.flatnonzero(iou[i] >= min(overlaps))
         for j in candidates[np.argsort(-iou[i, candidates], kind="stable")]:
             free = (iou[i, j] >= np.array(overlaps)) & ~taken[:, j] & (hits[:, i] == 0)
