@@ -15,6 +15,9 @@ DEMO_DATA := runs/sample
 DEMO := --model vit-pico --image-size 64 --frames 4 --fps 7 --batch-size 8 --checkpoint-every 250 \
         --lr 5e-4 --start-lr 5e-5 --final-lr 1e-4 --warmup-fraction 0.1 --ema 0.99 --final-ema 0.998
 
+# Bytecode is kept whatever the environment says: dozens of processes would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo check test test-cuda lint types quick tests docs matrix release clean
 
 # pip first: the one that comes with Python 3.11 chooses versions at a third of the speed.

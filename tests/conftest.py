@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from tests.helpers.browser import Browser
 
 pytest_plugins = ("tests.helpers.leaks",)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of the collections of garbage, a tenth of the processor time of small tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

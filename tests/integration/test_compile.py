@@ -57,10 +57,10 @@ def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_af
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="there is no C++ compiler here")
 def test_a_compiled_block_computes_what_an_eager_one_does(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    # Unoptimized scalar code takes the compiler half the time, and what it may use need not be tried first.
-    monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
-    monkeypatch.setattr("torch._inductor.config.cpp.simdlen", 0)
+    # Scalar code that is neither optimized nor described for debuggers takes the compiler half the time.
+    monkeypatch.setattr("torch._inductor.cpu_vec_isa.valid_vec_isa_list", list)
     monkeypatch.setattr("torch._inductor.config.aot_inductor.debug_compile", True)
+    monkeypatch.setattr("torch._inductor.cpp_builder._get_inductor_debug_symbol_cflags", lambda: ([], []))
     torch._dynamo.reset()
     grid = Grid(2, 3, 3)
     table = rotary_table(torch.arange(grid.tokens).unsqueeze(0), grid, 8, 16)

@@ -6,11 +6,19 @@ import torch
 from torch import nn
 
 from tubelet.config import OptimConfig, TrainConfig, model_preset, vit_ti
-from tubelet.device import accumulation_dtype, training_dtype
+from tubelet.device import accumulation_dtype, seed_generators, training_dtype
 from tubelet.train.collapse import CollapseDetector, channel_std, effective_rank
 from tubelet.train.optim import build_optimizer
 from tubelet.train.step import default_ema_momentum, schedule_values
 from tubelet.vjepa import VJEPA
+
+
+def test_seeded_generators_draw_what_pytorch_seeds_them_to_draw():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        expected = torch.rand(5)
+        seed_generators(7, torch.device("cpu"))
+        assert torch.equal(torch.rand(5), expected)
 
 
 def products(tokens):

@@ -30,7 +30,7 @@ from tubelet.data.model_frames import open_frames, read_still
 from tubelet.data.prefetch import prefetch_within
 from tubelet.data.worker_loader import WorkerLoader, translate_worker_crash
 from tubelet.data.worker_status import WorkerStatus
-from tubelet.device import fast_training_dtype
+from tubelet.device import fast_training_dtype, seed_generators
 from tubelet.errors import TrainingError
 from tubelet.fitting.label_task import FitContext
 from tubelet.fitting.training import Loss, tensor_digest
@@ -328,7 +328,7 @@ def _take_step(
     dtype = fast_training_dtype(encoder.config.width, device)
     optimizer.zero_grad(set_to_none=True)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # of dropout, also after a resume
+        seed_generators(seed, device)  # of dropout, also after a resume
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             tokens = reduce_tokens(encoder.dense_features(normalize(pixels, encoder.config.pixels)), head_input)
         value = loss(network(tokens.float()), targets, weights)

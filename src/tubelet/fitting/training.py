@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tubelet.config import FitConfig
 from tubelet.config.fields import require
+from tubelet.device import seed_generators
 from tubelet.fitting.label_task import FitContext
 from tubelet.heads.head_file import get_network
 from tubelet.heads.training import EpochBatches, HeadSchedule, HParams, train_heads
@@ -136,7 +137,7 @@ def train_candidates(
             tokens, targets, weights = (part.to(device, non_blocking=True) for part in batch)
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 for head in heads:
-                    torch.manual_seed(context.config.seed * 1_000_003 + step)  # of dropout, also after a resume
+                    seed_generators(context.config.seed * 1_000_003 + step, device)  # of dropout, also after a resume
                     loss(head(tokens.float()), targets, weights).backward()
 
         settings = [dataclasses.asdict(candidate) for candidate in same]
