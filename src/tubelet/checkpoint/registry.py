@@ -66,6 +66,7 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
         MissingFileError: if it does not exist here and cannot be downloaded.
         CheckpointError: if the hash differs.
     """
+    require_name(what, "a run directory, a file, a released name or a Hub id")
     path = resolve_best(Path(what).expanduser())
     if path.exists():
         resolved = path
@@ -87,6 +88,17 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
     if sha256 is not None:
         _check_hash(resolved, sha256)
     return resolved
+
+
+def require_name(what: Any, expected: str) -> None:
+    """Refuse what is not the name or path of something to be loaded.
+
+    Raises:
+        ConfigError: it is of another type, or empty.
+    """
+    if not isinstance(what, (str, Path)) or not str(what):
+        found = "an empty name" if isinstance(what, str) else f"an object of type {type(what).__name__}"
+        raise ConfigError(f"cannot load {found}, expected {expected}")
 
 
 def resolve_head(what: str | Path, **hub: Any) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from tubelet.checkpoint.registry import resolve_head
 from tubelet.checkpoint.state_dict import load_strict
-from tubelet.config.fields import Settings, from_dict, nearest, require, to_dict
+from tubelet.config.fields import Frames, Rate, Seconds, Settings, Side, from_dict, nearest, require, to_dict
 from tubelet.data.clips import crops_along, resize_center_crop
-from tubelet.errors import CheckpointError, ConfigError
+from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.heads.adaptation import adapted_fingerprint, with_encoder_weights
 from tubelet.heads.head_network import HeadNetwork
 from tubelet.heads.novelty import NoveltyModel
@@ -32,6 +32,7 @@ from tubelet.io.overwrite_checks import check_output
 from tubelet.io.text import file_error, parse_json
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
+from tubelet.value_checks import Bounds
 
 FORMAT = "tubelet-head-1"
 FORMAT_2 = "tubelet-head-2"
@@ -63,12 +64,12 @@ class HeadInput(Settings):
             higher rate. Timelines are always padded.
     """
 
-    image_size: int
-    frames: int
-    fps: float
-    stride_s: float
+    image_size: Side
+    frames: Frames
+    fps: Rate
+    stride_s: Seconds
     levels: tuple[int, ...] = (-1,)
-    cells: int = 0
+    cells: Annotated[int, Bounds(0, 8192)] = 0
     causal: bool = False
     resize: int | None = None
     views: int = 1
@@ -216,7 +217,7 @@ class HeadSpec(Settings):
     exclusive: bool = True
     thresholds: tuple[float, ...] = ()
     spans: tuple[SpanRule, ...] = ()
-    temperature: float = 1.0
+    temperature: Annotated[float, Bounds(0, 1e6, exclusive=True)] = 1.0
     novelty_quantiles: tuple[float, ...] = ()
     labels_file: str | None = None
     labels_digest: str | None = None
@@ -274,13 +275,32 @@ class Head(nn.Module):
         Returns:
             (B, K) for clips, (B, T, K) for timelines, (B, T, S, K) for segmentation and depth: probabilities of
             classes, or values in the units of the targets.
+
+        Raises:
+            DataError: if features are of another type, or have other sizes.
         """
-        tokens = features if isinstance(features, Tensor) else reduce_tokens(features, self.spec.input)
-        logits = self.network(tokens.float())
+        if isinstance(features, DenseFeatures):
+            features = reduce_tokens(features, self.spec.input)
+        self._check_tokens(features)
+        logits = self.network(features.to(self.target_mean.dtype))
         if self.spec.task in ("regression", "depth"):
             return logits * self.target_scale + self.target_mean
         logits = logits / self.spec.temperature
         return logits.softmax(-1) if self.spec.exclusive else logits.sigmoid()
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        """Refuse what are not tokens (B, T, S, D), such as pixels."""
+        width, shape = self.spec.width, tokens.shape if isinstance(tokens, Tensor) else ()
+        if len(shape) != 4 or shape[-1] != width or 0 in shape[1:]:
+            found = (
+                f"a tensor of shape {tuple(shape)}"
+                if isinstance(tokens, Tensor)
+                else f"of type {type(tokens).__name__}"
+            )
+            raise DataError(
+                f"features are {found}, expected those of model.encode, or tokens of shape (clips, time steps, cells, "
+                f"{width})"
+            )
 
     def check_encoder(self, model: Backbone) -> None:
         """Refuse an encoder that the head was not trained on.
@@ -379,7 +399,15 @@ def reduce_tokens(features: DenseFeatures, head_input: HeadInput) -> Tensor:
 
     Returns:
         (B, T, S, D): levels are concatenated along D, and the tokens of a time step averaged to S cells, or all kept.
+
+    Raises:
+        ConfigError: if there are no such levels.
     """
+    count = len(features.levels)
+    if not all(-count <= level < count for level in head_input.levels):
+        raise ConfigError(
+            f"levels are {head_input.levels} in the head, but the encoder has {count}; fit the head again"
+        )
     tokens = torch.cat([features.levels[level] for level in head_input.levels], dim=-1)
     grid, cells = features.grid, head_input.cells
     maps = tokens.unflatten(1, grid.shape)  # (B, T, H, W, D)

@@ -1,19 +1,22 @@
 """The function `tubelet.predict`."""
 
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tubelet.config import PredictConfig
 from tubelet.config.fields import from_dict
-from tubelet.errors import MissingFileError
+from tubelet.errors import ConfigError, MissingFileError
 from tubelet.heads.head_file import Head
 from tubelet.prediction.fitted_head import load_head
 from tubelet.prediction.pipeline import predict_collection
 from tubelet.prediction.predictions import Predictions
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
+
+logger = logging.getLogger(__name__)
 
 
 def predict(
@@ -44,14 +47,33 @@ def predict(
     config: PredictConfig = from_dict(PredictConfig, settings, "tubelet.predict")
     head = head if isinstance(head, Head) else load_head(head)
     encoder = model if isinstance(model, Backbone) else load_encoder(head, model)
-    several = isinstance(sources, Sequence) and not isinstance(sources, str)
-    names = [str(source) for source in (sources if several else [sources])]  # type: ignore[union-attr]
+    names = _names(sources)
     with tempfile.TemporaryDirectory(prefix="tubelet-predict-") as folder:
         out_path = Path(folder) / "out" if out is None else Path(out).expanduser()
         made = predict_collection(encoder, {"head": head}, names, out_path, config)
         (found,) = made.heads
         records = [row for item in found.files() for row in found.output.records(item)]
+    if made.ignored:
+        logger.warning(f"{made.ignored} image{'s' * (made.ignored > 1)} not read, since the head takes videos")
     return Predictions(columns=found.output.columns, records=records, bad_files=made.bad_files)
+
+
+def _names(sources: Any) -> list[str]:
+    """Sources as text.
+
+    Raises:
+        ConfigError: if one is neither a path nor a URL.
+    """
+    single = isinstance(sources, (str, Path)) or not isinstance(sources, Iterable) or hasattr(sources, "shape")
+    names = [sources] if single else list(sources)
+    for name in names:
+        if not isinstance(name, (str, Path)) or not str(name):
+            found = "empty" if isinstance(name, str) else f"of type {type(name).__name__}"
+            raise ConfigError(
+                f"a source is {found}, expected a path or URL; for pixels in memory, head(model.encode(pixels)) gives "
+                "scores"
+            )
+    return list(map(str, names))
 
 
 def load_encoder(head: Head, model: str | Path | None = None, **options: Any) -> Backbone:

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 
+from tubelet.checkpoint.registry import require_name
 from tubelet.errors import ConfigError
 from tubelet.heads import head_file
 from tubelet.heads.head_file import Head
@@ -120,6 +121,7 @@ def load_head(
         ConfigError: if an option has no effect, or the encoder of a probe is not known.
         MissingFileError: if it does not exist.
     """
+    require_name(path, "a head file, a folder or a Hub id")
     if Path(path).suffix == ".safetensors":
         if encoder is not None or classes is not None:
             raise ConfigError(

@@ -73,6 +73,9 @@ def is_number(value: Any) -> bool:
     return number and math.isfinite(value)
 
 
+_LARGEST_SIDE = 2**15  # pixels
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
 
@@ -88,6 +91,9 @@ def check_resize(resize: Any, crop: Any, patch: int) -> None:
             f'resize is {resize!r}, expected "native", "round", the side of a center square, or (height, width), in '
             "pixels, or None for the input's own size"
         )
+    largest = max(resize) if pair else resize if _is_whole(resize) else 0
+    if largest > _LARGEST_SIDE:
+        raise ConfigError(f"resize is {resize!r}, expected at most {_LARGEST_SIDE} pixels")
     name, side = ("resize", resize) if crop is None else ("crop", crop)
     if isinstance(side, (int, np.integer)) and side % patch:
         near = max(patch, round(side / patch) * patch)

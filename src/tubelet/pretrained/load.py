@@ -23,6 +23,8 @@ from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, escape_unprintable, first_line
 from tubelet.pretrained.backbone import Backbone
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def load(
     what: str | Path,
@@ -76,8 +78,8 @@ def load(
     for name, value in (("with_predictor", with_predictor), ("int8", int8), ("compile", compile)):
         check(bool, value, name)
     chosen = _device(device)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ConfigError(f"dtype is {dtype!r}, expected a floating-point type such as torch.bfloat16")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}, expected {', '.join(map(str, _DTYPES[:-1]))} or {_DTYPES[-1]}")
     model = load_unplaced(what, LoadSpec(encoder, with_predictor, heads, predictor_heads, levels), sha256, **hub)
     if adapter is not None:
         apply_adapters(model, Path(adapter))
@@ -122,6 +124,9 @@ def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, *
         raise ConfigError(f"encoder is {spec.encoder!r}, expected 'teacher' or 'student'")
     path = resolve_checkpoint(what, sha256, **hub)
     weights = read_weights(path, _name_of(what, path), spec)
+    for name, value in (("heads", weights.config.heads), ("levels", weights.config.levels)):
+        if getattr(spec, name) not in (None, value):
+            raise ConfigError(f"{path}: {name} is {getattr(spec, name)}, but the file has {value}; leave it out")
     with torch.device("meta"):
         model = Backbone(weights.config, spec.predictor)
     state = weights.encoder | {f"predictor.{name}": value for name, value in weights.predictor.items()}

@@ -150,8 +150,8 @@ def _tensor(x: Any, statistics: PixelStatistics | None) -> Tensor:
     if not isinstance(x, Tensor):
         what = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
         raise DataError(f"cannot encode {what}: expected a tensor, an array, an image, a list of frames or a path")
-    if x.layout != torch.strided or x.is_meta or x.is_quantized:
-        raise DataError("pixels are a tensor that is sparse, quantized or without values, expected a dense one")
+    if x.layout != torch.strided or x.is_meta or x.is_quantized or x.is_nested:
+        raise DataError("pixels are a tensor that is sparse, nested, quantized or without values, expected a dense one")
     if x.is_floating_point():
         return x.float() if x.dtype.itemsize < 4 else x  # fewer bits are too coarse for resizing
     stored = statistics is not None and not x.is_complex() and x.dtype != torch.bool
