@@ -218,8 +218,8 @@ def standard_streams() -> Iterator[Output]:
 
 def _format_warning(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """Format a warning as its message; of another package, with its source."""
-    own = Path(filename).is_relative_to(Path(__file__).parent)
-    origin = "" if own else f" ({category.__name__}, {filename}:{lineno})"
+    from_package = Path(filename).is_relative_to(Path(__file__).parent)
+    origin = "" if from_package else f" ({category.__name__}, {filename}:{lineno})"
     return f"warning: {escape_unprintable(str(message))}{origin}\n"
 
 

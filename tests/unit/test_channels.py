@@ -193,7 +193,7 @@ def test_20_steps_on_12_bit_stacks_keep_every_gray_level(tmp_path, channels):
             assert len(channel.unique()) == 4096
         losses.append(float(train_step(model, optimizer, data, config, step, ctx)["loss"]))
     assert np.isfinite(losses).all() and not torch.equal(model.student.tokenizer.video.weight, before)
-    assert step_bytes(config, dataset.own) > 4 * batch.pixels.numel()
+    assert step_bytes(config, dataset.partition) > 4 * batch.pixels.numel()
 
 
 def test_stacks_without_statistics_end_in_a_sentence_that_names_the_command(tmp_path):

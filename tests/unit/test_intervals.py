@@ -105,8 +105,6 @@ def test_metrics_of_classes_are_scikit_learns():
     )
     expected = metrics.f1_score(truth, answers, labels=range(4), average=None)
     assert found["macro F1"].value == pytest.approx(100 * expected.mean())
-    own = ranking.f1_of_classes(torch.from_numpy(answers), torch.from_numpy(truth), 5)
-    np.testing.assert_allclose(own[:4], 100 * expected)
     one_hot = by_name(ranking.classification_metrics(scores, np.eye(5)[truth], np.arange(200)))
     assert {name: metric.value for name, metric in one_hot.items()} == {n: m.value for n, m in found.items()}
     assert all(metric.low < metric.value < metric.high and metric.unit == "%" for metric in found.values())
@@ -152,18 +150,17 @@ def test_metrics_of_values_are_scikit_learns():
     truth = rng.normal(1e4, [1.0, 50.0], size=(80, 2))
     predicted = truth + rng.normal(0, [0.5, 40.0], size=(80, 2))
     squared = metrics.r2_score(truth, predicted, multioutput="raw_values")
-    np.testing.assert_allclose(values.r_squared(predicted, truth), squared)
     found = by_name(values.value_metrics(predicted, truth, rng.integers(0, 20, 80), ["speed", "turn"]))
     assert list(found) == [
         "R²", "R² speed", "R² turn", "RMSE speed", "RMSE turn", "Pearson r speed", "Pearson r turn",
     ]  # fmt: skip
     assert found["R²"].value == pytest.approx(squared.mean())
+    assert [found["R² speed"].value, found["R² turn"].value] == pytest.approx(squared)
     for k, name in enumerate(("speed", "turn")):
         rmse = metrics.root_mean_squared_error(truth[:, k], predicted[:, k])
         assert found[f"RMSE {name}"].value == pytest.approx(rmse) and not found[f"RMSE {name}"].higher_is_better
-        assert values.root_mean_squared_error(predicted, truth)[k] == pytest.approx(rmse)
         r = scipy.stats.pearsonr(truth[:, k], predicted[:, k]).statistic
-        assert found[f"Pearson r {name}"].value == pytest.approx(r) == values.pearson(predicted, truth)[k]
+        assert found[f"Pearson r {name}"].value == pytest.approx(r)
     assert all(metric.low < metric.value < metric.high for metric in found.values())
 
 

@@ -34,7 +34,7 @@ def config(batch: int = 96, group: int = 12, grad_accum_steps: int = 1, **data: 
 def batches(config: TrainConfig, rank: int, processes: int, step: int = 3) -> list[Batch]:
     """The batches of a step, of pixels that hold the number of their sample."""
     dataset = StepDataset(config, MEDIA, rank, processes)
-    own = rank_samples(dataset.own[Modality.VIDEO])
+    own = rank_samples(dataset.partition[Modality.VIDEO])
     pixels = torch.tensor(own, dtype=torch.uint8).view(-1, 1, 1, 1, 1).expand(-1, 3, 4, 64, 64)
     return list(dataset._micro_batches(Modality.VIDEO, own, pixels, step))
 

@@ -62,8 +62,6 @@ def test_a_true_span_is_hit_once():
     assert timeline.segment_counts(one, 2, 0.1).tolist() == [[1, 0], [2, 1], [1, 0]]
     assert timeline.span_hits(one, 0.1).tolist() == [True, False, False]
     assert timeline.segmental_f1([one], 2, 0.5) == pytest.approx(100 * 2 / 4)
-    by_class = timeline.segmental_f1_by_class([one], 3, 0.5)
-    assert by_class[:2] == pytest.approx([100 * 2 / 3, 0.0]) and np.isnan(by_class[2])
 
 
 def distance_by_recursion(a, b):

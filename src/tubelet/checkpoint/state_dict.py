@@ -12,6 +12,11 @@ from tubelet.vjepa import local_shard
 State = dict[str, Tensor]
 
 
+def select_prefix(tensors: Mapping[str, Tensor], prefix: str) -> State:
+    """The tensors whose names have a prefix, under their names without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str, assign: bool = False) -> None:
     """Load a state dictionary; names, shapes and types of all tensors must match the module.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tubelet.checkpoint.native_clip import NativeClip
-from tubelet.checkpoint.state_dict import State
+from tubelet.checkpoint.state_dict import State, select_prefix
 from tubelet.checkpoint.vjepa2 import expected_tensors, require_match, single_norm, to_encoder_state
 from tubelet.checkpoint.vjepa2_1 import ModuleName, expected_state, from_released_names, to_released
 from tubelet.config import ModelConfig, PredictorConfig, output_levels_for_depth
@@ -312,15 +312,11 @@ def _from_tubelet(path: Path, values: Mapping[str, Any], tensors: State, predict
     name, encoder_name = values.get("name"), values.get("encoder_name")
     return TransformersModel(
         config,
-        _with_prefix(tensors, "encoder."),
-        _with_prefix(tensors, "predictor.") if predictor else {},
+        select_prefix(tensors, "encoder."),
+        select_prefix(tensors, "predictor.") if predictor else {},
         name if isinstance(name, str) else None,
         encoder_name if encoder_name in ("teacher", "student") else None,
     )
-
-
-def _with_prefix(tensors: State, prefix: str) -> State:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _joined(

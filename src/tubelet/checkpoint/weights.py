@@ -18,7 +18,7 @@ from tubelet.checkpoint.run import (
     untrained_image_tokenizer,
 )
 from tubelet.checkpoint.sharded import is_sharded
-from tubelet.checkpoint.state_dict import State
+from tubelet.checkpoint.state_dict import State, select_prefix
 from tubelet.checkpoint.transformers import from_transformers
 from tubelet.checkpoint.vjepa2 import from_release
 from tubelet.checkpoint.vjepa2_1 import TEACHER_KEYS, is_vjepa2, read_released, read_torch_file, state_dict_from
@@ -135,7 +135,7 @@ def _from_safetensors(files: list[Path], name: str, spec: LoadSpec) -> Weights:
     where, part = str(files[0]), spec.encoder or "teacher"
     if header.get("format") == CHECKPOINT_FORMAT:
         train = config_from_header(header, TrainConfig, where)
-        encoder = merge_adapters(_strip_prefix(tensors, f"{part}."))
+        encoder = merge_adapters(select_prefix(tensors, f"{part}."))
         encoder |= untrained_image_tokenizer(encoder, "", train)
         predictor = _predictor(tensors, spec, where)
         return Weights(train.model, encoder, predictor, name, part, NativeClip.of_run(train.data))
@@ -183,14 +183,10 @@ def _no_predictor(path: Path, spec: LoadSpec) -> State:
 def _predictor(tensors: Mapping[str, Any], spec: LoadSpec, where: str) -> State:
     if not spec.predictor:
         return {}
-    state = _strip_prefix(tensors, "predictor.")
+    state = select_prefix(tensors, "predictor.")
     if not state:
         raise CheckpointError(f"{where}: contains only an encoder, not the requested predictor")
     return state
-
-
-def _strip_prefix(tensors: Mapping[str, Any], prefix: str) -> State:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def read_safetensors_files(files: Iterable[Path]) -> tuple[State, dict[str, str]]:

@@ -229,11 +229,11 @@ def _from_file(
     for group in groups.values():
         content = current_keys(type(group), content, path)
     owners = {field.name: name for name, group in groups.items() for field in dataclasses.fields(group)}  # type: ignore[arg-type]
-    own = kinds.keys() - groups.keys() - {"config"}
+    scalar_fields = kinds.keys() - groups.keys() - {"config"}
     values: dict[str, Any] = {}
     grouped: dict[str, dict[str, Any]] = {name: {} for name in groups}
     for key, value in content.items():
-        if key in own and not (key in owners and isinstance(value, Mapping)):
+        if key in scalar_fields and not (key in owners and isinstance(value, Mapping)):
             try:
                 values[key] = check(kinds[key], value, key)
             except SettingError as error:
@@ -241,5 +241,5 @@ def _from_file(
         elif key in owners:
             grouped[owners[key]][key] = value
         else:
-            raise ConfigError(f"{path}: unknown key {key!r:.100}{nearest(str(key), own | owners.keys())}")
+            raise ConfigError(f"{path}: unknown key {key!r:.100}{nearest(str(key), scalar_fields | owners.keys())}")
     return values | {name: overlay(groups[name], found, path) for name, found in grouped.items()}

@@ -78,15 +78,15 @@ class Fit(ConfigurableCommand):
 
 def _print_scores(scores: "Sequence[ModelMetrics]", console: Console) -> None:
     """Print the first metric of the head and of the baselines, with 95 % intervals, and the others of the head."""
-    own, *_ = scores
+    head_scores, *_ = scores
     arrows = {True: " ↑", False: " ↓"}
-    first = own.metrics[0]
+    first = head_scores.metrics[0]
     table = Table("held-out files", first.name + arrows[first.higher_is_better], box=None)
     for each in scores:
         metric = next((one for one in each.metrics if one.name == first.name), None)
         table.add_row(Text(each.model), Text("–" if metric is None else str(metric)))
     console.print(table)
     others = Table("others of this head", "", box=None)
-    for metric in own.metrics[1:]:
+    for metric in head_scores.metrics[1:]:
         others.add_row(Text(metric.name + arrows[metric.higher_is_better]), Text(str(metric)))
     console.print(others)

@@ -96,9 +96,9 @@ def micro_batches(config: TrainConfig, count: int, rank: int, processes: int) ->
     slices = accumulation_slices(config, {Modality.VIDEO: count}, processes)[Modality.VIDEO]
     boundaries = [group.start for group in mask_groups(config, count)]
     most = max(len(_split(slices, boundaries, other, processes)) for other in range(processes))
-    own = [MicroBatch(samples, len(samples)) for samples in _split(slices, boundaries, rank, processes)]
-    padding = MicroBatch(own[-1].samples[-1:], 0)
-    return own + [padding] * (most - len(own))
+    batches = [MicroBatch(samples, len(samples)) for samples in _split(slices, boundaries, rank, processes)]
+    padding = MicroBatch(batches[-1].samples[-1:], 0)
+    return batches + [padding] * (most - len(batches))
 
 
 def rank_samples(batches: Iterable[MicroBatch]) -> list[int]:
@@ -110,7 +110,11 @@ def _split(slices: list[range], boundaries: list[int], rank: int, processes: int
     """A rank's part of each slice, split at the boundaries of groups."""
     parts = []
     for samples in slices:
-        own = rank_slice(samples, rank, processes)
-        ends = [own.start, *(boundary for boundary in boundaries if own.start < boundary < own.stop), own.stop]
+        part = rank_slice(samples, rank, processes)
+        ends = [
+            part.start,
+            *(boundary for boundary in boundaries if part.start < boundary < part.stop),
+            part.stop,
+        ]
         parts += [range(start, stop) for start, stop in pairwise(ends)]
     return parts

@@ -83,10 +83,6 @@ class ListedRows:
         """Whether a row is less than its file."""
         return bool((self.start_s > 0).any() or torch.isfinite(self.end_s).any())
 
-    def sampling_weights(self) -> Tensor | None:
-        """(N,) float64; None if all are equal."""
-        return None if not len(self) or bool((self.weight == self.weight[0]).all()) else self.weight
-
     def content(self) -> bytes:
         """Bytes that differ for other spans or weights."""
         return b"".join(column.numpy().tobytes() for column in (self.start_s, self.end_s, self.weight))

@@ -201,8 +201,8 @@ def _interpret(
     elif kind == "after":
         fields = pc.extract_regex(lines, rf'^"?(?P<rest>\d+)"?\s*{re.escape(separator)}\s*"?(?P<path>[^"\s].*?)"?$')
         form = f"a number, {SEPARATORS[separator]}, and a path, which may contain them too; no header"
-        own = [pc.struct_field(fields, name) for name in ("path", "rest")]
-        yield _Interpretation(own[0], own[1], numbers, form, "has no path", named=False)
+        arrays = [pc.struct_field(fields, name) for name in ("path", "rest")]
+        yield _Interpretation(arrays[0], arrays[1], numbers, form, "has no path", named=False)
     else:
         yield from _tables(text, lines, numbers, separator, first=kind == "first", cut_off=end < len(text))
 
@@ -335,10 +335,12 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Int
         if not pc.any(left).as_py():
             break
         found = pc.extract_regex(lines.filter(left), pattern)
-        own = [pc.struct_field(found, name) for name in ("path", "rest")]
+        arrays = [pc.struct_field(found, name) for name in ("path", "rest")]
         if pattern.startswith('^"'):
-            own[0] = pc.replace_substring(own[0], '""', '"')
-        paths, rest = (pc.replace_with_mask(before, left, now) for before, now in zip((paths, rest), own, strict=True))
+            arrays[0] = pc.replace_substring(arrays[0], '""', '"')
+        paths, rest = (
+            pc.replace_with_mask(before, left, now) for before, now in zip((paths, rest), arrays, strict=True)
+        )
     rest = pc.utf8_trim(rest, characters='" \t')
     form = f"paths, and what follows them after {separator_name}, which paths contain too; no header"
     return _Interpretation(paths, rest, numbers, form, "has no path", named=False)

@@ -62,8 +62,8 @@ def build_samplers(config: TrainConfig, media: MediaList) -> dict[Modality, Weig
         TubeletError: a source has a weight but no files of its own.
     """
     for number in range(len(config.data.source_weights)):
-        own = media.of_source(number)
-        if not any(own.count(modality) for modality in Modality):
+        files = media.of_source(number)
+        if not any(files.count(modality) for modality in Modality):
             raise ConfigError(
                 f"{config.data.sources[number]}: the sources before it contain all of its files, so its weight has no "
                 "effect; list it before them, or remove it"
@@ -141,7 +141,7 @@ class StepDataset(Dataset[StepData]):
         self.samplers = build_samplers(config, media)
         self.counts = samples_per_step(config, media)
         accumulation_slices(config, self.counts, processes)  # refuses what is too small
-        self.own = {m: micro_batches(config, n, rank, processes) for m, n in self.counts.items()}
+        self.partition = {m: micro_batches(config, n, rank, processes) for m, n in self.counts.items()}
         self.known_bad: dict[_SampleKey, BadFile] = {}
         self.status = WorkerStatus(resolve_workers(config.data.workers))
 
@@ -156,10 +156,10 @@ class StepDataset(Dataset[StepData]):
         short = 0
         try:
             for modality, count in self.counts.items():
-                own = rank_samples(self.own[modality])
-                pixels = self._allocate(modality, len(own))
-                short += self._fill(pixels, modality, [step * count + i for i in own], bad)
-                batches += self._micro_batches(modality, own, pixels, step)
+                samples = rank_samples(self.partition[modality])
+                pixels = self._allocate(modality, len(samples))
+                short += self._fill(pixels, modality, [step * count + i for i in samples], bad)
+                batches += self._micro_batches(modality, samples, pixels, step)
         except TubeletError as error:  # with the bad files that were found before it
             return StepData([], list(bad.values()), failure=str(error))
         return StepData(batches, list(bad.values()), short, seconds=time.perf_counter() - start_time)
@@ -175,19 +175,19 @@ class StepDataset(Dataset[StepData]):
             problem = f"no room for {pixels.nbytes / MB:,.1f} MB of samples ({first_line(error)})"
             raise FileError(shared_memory_full(problem)) from error
 
-    def _micro_batches(self, modality: Modality, own: list[int], pixels: Tensor, step: int) -> Iterator[Batch]:
-        """This rank's samples (B, C, T, S, S), with the numbers `own` in the step, and their masks."""
+    def _micro_batches(self, modality: Modality, indices: list[int], pixels: Tensor, step: int) -> Iterator[Batch]:
+        """This rank's samples (B, C, T, S, S), with their `indices` in the step, and their masks."""
         shape = pixels.shape[2:]
         grid = self.config.model.grid(*shape)
         tokenizer = Modality.IMAGE if shape[0] == 1 else Modality.VIDEO  # an image may be repeated as a clip
         drawn: dict[int, list[Mask]] = {}
-        for samples, weight in self.own[modality]:
+        for samples, weight in self.partition[modality]:
             number, in_group = divmod(samples.start, self.config.masks.truncation_group_size)
             if number not in drawn:
                 drawn[number] = group_masks(self.config, modality, grid, self.counts[modality], step, number)
             rows = slice(in_group, in_group + len(samples))
             masks = [Mask(mask.context[rows], mask.target[rows]) for mask in drawn[number]]
-            first = own.index(samples.start)
+            first = indices.index(samples.start)
             yield Batch(tokenizer, pixels[first : first + len(samples)], masks, weight=weight / self.config.batch_size)
 
     def _fill(self, pixels: Tensor, modality: Modality, positions: list[int], bad: dict[_SampleKey, BadFile]) -> int:
@@ -252,10 +252,10 @@ def empty_clips(config: TrainConfig, modality: Modality, count: int) -> Tensor:
     return torch.empty(count, model.channels, frames, size, size, dtype=dtype)
 
 
-def step_bytes(config: TrainConfig, own: dict[Modality, list[MicroBatch]]) -> int:
+def step_bytes(config: TrainConfig, partition: dict[Modality, list[MicroBatch]]) -> int:
     """Bytes of one rank's samples of a step and of their masks, whose lengths are at most the number of tokens."""
     total = 0
-    for modality, batches in own.items():
+    for modality, batches in partition.items():
         frames, size = config.data.frames_for(modality), config.data.image_size
         pixels = config.model.clip_bytes(frames, size)
         indices = config.model.grid(frames, size, size).tokens * 8 * len(config.masks.specs_for(modality))
@@ -270,9 +270,9 @@ def step_prefetch(config: TrainConfig, media: MediaList, rank: int, processes: i
         TubeletError: the batch is too small to give every process a sample of each modality.
     """
     counts = samples_per_step(config, media)
-    own = {modality: micro_batches(config, count, rank, processes) for modality, count in counts.items()}
+    partition = {modality: micro_batches(config, count, rank, processes) for modality, count in counts.items()}
     item = "a step's samples" if processes == 1 else "this process's samples of a step"
-    return prefetch_auto(config.data.prefetch_mb, item, step_bytes(config, own), config.data.workers)
+    return prefetch_auto(config.data.prefetch_mb, item, step_bytes(config, partition), config.data.workers)
 
 
 def step_loader(
@@ -298,7 +298,7 @@ def step_loader(
         ahead.workers,
         status=dataset.status,
         timeout_s=config.guards.data_timeout_s,
-        item_bytes=step_bytes(config, dataset.own),
+        item_bytes=step_bytes(config, dataset.partition),
         prefetch=ahead.factor,
         batch_size=None,
         sampler=range(start + left_out, config.steps + left_out),

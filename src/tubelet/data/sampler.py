@@ -92,8 +92,8 @@ class WeightedSourceSampler:
         """The order of the samples in an index's epoch; cached until another epoch is requested."""
         cached = self.orders.get(which)
         if cached is None or cached[0] != epoch:
-            own = (self.sources[which],) if self.weighted else ()
-            seed = (self.seed, self.order_key, epoch, *own)
+            source_key = (self.sources[which],) if self.weighted else ()
+            seed = (self.seed, self.order_key, epoch, *source_key)
             index = self.indices[which]
             weights = index.weights()
             if weights is None:
@@ -140,8 +140,8 @@ def weighted_epoch_order(shard_ids: np.ndarray, files: int, weights: np.ndarray,
     ends[-1] = count
     keys = np.arange(count) + np.random.default_rng((*seed, count)).random()
     drawn = np.minimum(np.searchsorted(ends, keys, side="right"), count - 1)
-    own = np.where(drawn < files, np.arange(count), count + shard_ids[drawn])
-    return drawn[epoch_order(np.unique(own, return_inverse=True)[1], seed)]
+    shards = np.where(drawn < files, np.arange(count), count + shard_ids[drawn])
+    return drawn[epoch_order(np.unique(shards, return_inverse=True)[1], seed)]
 
 
 def epoch_order(shard_ids: np.ndarray, seed: tuple[int, ...], window: int = WINDOW) -> np.ndarray:

@@ -161,8 +161,8 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
             if kinds.unread_arrays:
                 what, pattern = _counted(kinds.unread_arrays, "NumPy file"), str(Path(source) / "**" / "*.np[yz]")
                 notes.append(f"{source}: {what} not read, since the folder has other media; '{pattern}' reads them")
-            for files, own in ((videos, kinds.video), (images, kinds.image)):
-                files.add(kinds.files.filter(pa.array(own)), rows and rows.take(own))
+            for files, selected in ((videos, kinds.video), (images, kinds.image)):
+                files.add(kinds.files.filter(pa.array(selected)), rows and rows.take(selected))
             others.add(listed.filter(pa.array(~media & ~kinds.repeated)))
         for files in (videos, images, others):
             files.close()
@@ -226,7 +226,7 @@ class _Files:
         names, rows = encoded.dictionary, None
         if any(self.rows):
             numbered = zip(self.rows, self.counts, strict=True)
-            rows = join_rows([own or ListedRows.whole(count) for own, count in numbered])
+            rows = join_rows([listed or ListedRows.whole(count) for listed, count in numbered])
             paths, encoded = encoded.indices, _spans_encoded(encoded.indices, rows)
             first, same = np.unique(encoded.indices.to_numpy(), return_index=True, return_inverse=True)[1:]
             notes += _weights_left_out(rows, first[same])
@@ -284,8 +284,8 @@ def _episodes_in(source: str, files: pa.ChunkedArray, notes: list[str]) -> tuple
     """The files of a source, those of LeRobot data sets as their episodes."""
     metadata = files.filter(pc.match_substring_regex(files, METADATA))
     roots = list(dict.fromkeys(os.fsdecode(each).rpartition("/meta/")[0] for each in metadata.to_pylist()))
-    own = None if roots and not is_pattern(source) else dataset_root(_without_pattern(source))
-    roots = [root for root in dict.fromkeys([*roots, *filter(None, [own])]) if is_dataset(root)]
+    data_set = None if roots and not is_pattern(source) else dataset_root(_without_pattern(source))
+    roots = [root for root in dict.fromkeys([*roots, *filter(None, [data_set])]) if is_dataset(root)]
     if not roots:
         return files, None
     chunks, parts = [], []
@@ -295,7 +295,7 @@ def _episodes_in(source: str, files: pa.ChunkedArray, notes: list[str]) -> tuple
         every = read_episodes(root)
         episodes = [each for each in every if os.fsencode(each.path) in within]
         if is_url(root):  # of a part of a data set, the other files are not listed
-            missing = len(every) - len(episodes) if root != own else 0
+            missing = len(every) - len(episodes) if root != data_set else 0
         else:
             missing = sum(not Path(each.path).is_file() for each in every)
         cameras = ", ".join(dict.fromkeys(each.camera for each in episodes))
@@ -413,11 +413,14 @@ def _describe_counts(files: Sequence[str]) -> str:
     for file in sorted(files):
         kinds.setdefault(suffix_of(file), []).append(file)
     clauses = []
-    for suffix, own in sorted(kinds.items()):
-        broken = [file for file in own if not suffix and not is_url(file) and not os.path.exists(file)]  # noqa: PTH110
+    for suffix, names_of_suffix in sorted(kinds.items()):
+        broken = [file for file in names_of_suffix if not suffix and not is_url(file) and not os.path.exists(file)]  # noqa: PTH110
         for names, what in (
             (broken, "broken link"),
-            ([file for file in own if file not in broken], "file without a suffix" if not suffix else f"{suffix} file"),
+            (
+                [file for file in names_of_suffix if file not in broken],
+                "file without a suffix" if not suffix else f"{suffix} file",
+            ),
         ):
             if names:
                 clauses.append(f"{_counted(len(names), what)} ({Path(names[0]).name}{', ...' * (len(names) > 1)})")

@@ -147,8 +147,8 @@ class CollectionClips(IterableDataset[EmbedBatch]):
             missing = [clip for clip in range(len(times)) if clip not in self.done.get(key, ())]
             chosen = [source.start_s + times[clip] for clip in missing]
             for clip, seconds, frames in zip(missing, chosen, video.stream(chosen), strict=True):
-                own = seconds[-self.model.tubelet_size :] if self.config.causal else seconds
-                row = shared | {"clip_index": clip, "clips": len(times), "times": own}
+                row_times = seconds[-self.model.tubelet_size :] if self.config.causal else seconds
+                row = shared | {"clip_index": clip, "clips": len(times), "times": row_times}
                 if clip == 0:
                     row |= {"short": is_short, "repeating": repeats_frames(info, self.clip.fps)}
                 yield resize_center_crop(frames.pixels, size), row

@@ -84,10 +84,10 @@ def find_duplicates(clips: ClipVectors, margin: float = DUPLICATE_MARGIN) -> lis
     begins = np.searchsorted(clips.file, np.arange(len(clips.paths) + 1))
 
     def clips_of(file: int) -> _Clips:
-        own = slice(begins[file], begins[file + 1])
-        middle, half = (clips.start_s[own] + clips.end_s[own]) / 2, (clips.end_s[own] - clips.start_s[own]) / 2
+        rows = slice(begins[file], begins[file + 1])
+        middle, half = (clips.start_s[rows] + clips.end_s[rows]) / 2, (clips.end_s[rows] - clips.start_s[rows]) / 2
         step = float(np.diff(middle).mean()) if len(middle) > 1 else float(2 * half[0])
-        return _Clips(middle, max(step, 1e-3), half, clips.vectors[own], background[own])
+        return _Clips(middle, max(step, 1e-3), half, clips.vectors[rows], background[rows])
 
     pairs = []
     for group in _groups(matches):
@@ -156,7 +156,7 @@ def _align(
             continue  # a single pair of clips may be alike by chance
         total *= min(1.0, speed)  # clips of the first file that share one of the second count once
         if best is None or total > best[0]:
-            own = np.arange(begin, end)
+            indices = np.arange(begin, end)
             spans = (
                 (float(a.middle_s[begin] - a.half_s[begin]), float(a.middle_s[end - 1] + a.half_s[end - 1])),
                 (
@@ -164,8 +164,8 @@ def _align(
                     float(b.middle_s[k[end - 1]] + b.half_s[k[end - 1]]),
                 ),
             )
-            mean = float(similarity[own, k[own]].mean())
-            best = total, DuplicatePair(files, spans, speed, mean, float(along[own].mean()))
+            mean = float(similarity[indices, k[indices]].mean())
+            best = total, DuplicatePair(files, spans, speed, mean, float(along[indices].mean()))
     return None if best is None else best[1]
 
 

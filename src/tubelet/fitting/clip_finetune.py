@@ -132,8 +132,10 @@ def adapted_features(
     """
     adapted = with_encoder_weights(context.model, weights, recipe.finetuned)
     with temporary_directory("finetuned") as (folder, _):
-        own = replace(context, model=adapted, cache=FeatureCache(folder, adapted))
-        features = extract_rows(own.extract, rows, context.table, context.head_input, context.model.config.pixels)
+        adapted_context = replace(context, model=adapted, cache=FeatureCache(folder, adapted))
+        features = extract_rows(
+            adapted_context.extract, rows, context.table, context.head_input, context.model.config.pixels
+        )
     if features.bad_files:  # with the frozen encoder all of them could be read
         raise DataError(f"{features.bad_files[0]}; it could be read before; run the command again")
     return features

@@ -84,7 +84,7 @@ def fit_clip_task(
         return ModelMetrics(model=OWN, metrics=objective.measure(answers, targets, units, calibrated.thresholds))
 
     answers = objective.answers(fit.logits / calibration.temperature)
-    own = measure(fit.logits, calibration)
+    metrics = measure(fit.logits, calibration)
     frozen_calibration = report.calibrate(frozen.chosen_logits, frozen.chosen_targets)
     frozen_metrics = measure(frozen.logits, frozen_calibration)
     baselines = [
@@ -93,7 +93,7 @@ def fit_clip_task(
     ]
     if recipe:
         baselines.insert(0, replace(frozen_metrics, model=FROZEN))
-    spec = _spec(context, fit, report, calibration, (own, *baselines))
+    spec = _spec(context, fit, report, calibration, (metrics, *baselines))
     head = _head(spec, fit, encoder_weights)
     result = FitResult(
         spec=head.spec,
@@ -181,7 +181,7 @@ def _curve(
     objective: ClipObjective,
     fit: ClipFit,
     measure: Callable[[Tensor], ModelMetrics],
-    own: ModelMetrics,
+    full: ModelMetrics,
 ) -> list[LearningCurvePoint]:
     """The first metric of the chosen candidate with fewer labels, on features of the frozen encoder."""
     points = []
@@ -189,7 +189,7 @@ def _curve(
         logits, rows = held_out_logits(context, objective, fit.candidate, fit.features, fraction)
         points.append(LearningCurvePoint(labels=rows, metric=measure(logits).metrics[0]))
     trained = round(np.mean([len(train) for train, _ in context.splits]))
-    return [*points, LearningCurvePoint(labels=trained, metric=own.metrics[0])]
+    return [*points, LearningCurvePoint(labels=trained, metric=full.metrics[0])]
 
 
 def _errors(

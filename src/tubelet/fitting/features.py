@@ -227,9 +227,11 @@ def extract_videos(
     broken = {bad.path for bad in features.bad_files}
     steps: dict[Path, dict[str, list[Tensor]]] = {}
     for index, part in zip(features.indices, _load(features), strict=True):
-        own = steps.setdefault(sources[index].files[0], {name: [] for name in KEPT})
+        video_parts = steps.setdefault(sources[index].files[0], {name: [] for name in KEPT})
         for name in KEPT:
-            own[name] += [clip[first:last] for clip, (first, last) in zip(part[name], owned[index], strict=True)]
+            video_parts[name] += [
+                clip[first:last] for clip, (first, last) in zip(part[name], owned[index], strict=True)
+            ]
     videos = [
         VideoSteps(path=path, duration_s=duration_s, **{name: torch.cat(parts) for name, parts in steps[path].items()})
         for path, duration_s in zip(paths, durations_s, strict=True)

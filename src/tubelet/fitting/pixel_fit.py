@@ -332,7 +332,7 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
         )
     inputs = PixelInputs(samples=row_samples(context.table), units=row_units(context.table), size=size)
     scores = score_splits(context, objective, inputs)
-    own = ModelMetrics(model=OWN, metrics=objective.measure(scores.statistics, inputs.units[scores.rows]))
+    head_metrics = ModelMetrics(model=OWN, metrics=objective.measure(scores.statistics, inputs.units[scores.rows]))
     baselines = _baselines(context, objective, inputs)
     final, dataset = scores.head, scores.dataset
     if len(context.splits) > 1:  # measured by folds: the head in the file learns from all rows
@@ -346,12 +346,12 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
             partial(_select, inputs.units),
             size,
         )
-    head = _head(context, objective, final, dataset, classes, (own, *baselines))
+    head = _head(context, objective, final, dataset, classes, (head_metrics, *baselines))
     result = FitResult(
         spec=head.spec,
         protocol=_protocol(context, scores, final, size),
         counts=_counts(context, scores, final),
-        curve=_curve(context, objective, inputs, own),
+        curve=_curve(context, objective, inputs, head_metrics),
         sweep=[
             {"network": objective.network, "lr": float(rate), "score": value} for rate, value in final.sweep.items()
         ],
@@ -404,7 +404,7 @@ def _measure_constant(
 
 
 def _curve(
-    context: FitContext, objective: PixelObjective, inputs: PixelInputs, own: ModelMetrics
+    context: FitContext, objective: PixelObjective, inputs: PixelInputs, full: ModelMetrics
 ) -> list[LearningCurvePoint]:
     """The first metric with a part of the training images, whole units of them."""
     points: list[LearningCurvePoint] = []
@@ -417,7 +417,7 @@ def _curve(
         scores = score_splits(replace(context, splits=splits), objective, inputs)
         metric = objective.measure(scores.statistics, inputs.units[scores.rows])[0]
         points.append(LearningCurvePoint(labels=labels, metric=metric))
-    return [*points, LearningCurvePoint(labels=trained, metric=own.metrics[0])]
+    return [*points, LearningCurvePoint(labels=trained, metric=full.metrics[0])]
 
 
 def _part(train: Rows, units: NDArray[np.int64], fraction: float, seed: int) -> Rows:

@@ -295,15 +295,15 @@ def _by_video(
 ) -> tuple[list[LabelRow], _ClipPredictions, NDArray[np.float64]]:
     """Clips -> their videos: means, and the most frequent answer."""
     paths = list(dict.fromkeys(row.path for row in rows))
-    own = [[i for i, row in enumerate(rows) if row.path == path] for path in paths]
+    groups = [[i for i, row in enumerate(rows) if row.path == path] for path in paths]
     texts = []
-    for clips in own:
+    for clips in groups:
         found = [answers.texts[i] for i in clips]
         texts.append(max(dict.fromkeys(found), key=found.count))
     means = _ClipPredictions(
         texts,
-        np.array([answers.certainty[clips].mean() for clips in own]),
-        np.array([answers.margins[clips].mean() for clips in own]),
+        np.array([answers.certainty[clips].mean() for clips in groups]),
+        np.array([answers.margins[clips].mean() for clips in groups]),
     )
     videos = [_row(path, 0.0, durations_s[path]) for path in paths]
-    return videos, means, np.stack([pooled[clips].mean(0) for clips in own])
+    return videos, means, np.stack([pooled[clips].mean(0) for clips in groups])

@@ -85,16 +85,16 @@ def load_timelines(context: FitContext) -> TimelineData:
     units = dict(zip((row.path for row in table.rows), row_units(table).tolist(), strict=True))
     for row in table.rows:
         spans[row.path] += [Span(index[label], *span_of(row, table)) for label in row.labels]
-    exclusive = not any(_overlaps(own) for own in spans.values())
+    exclusive = not any(_overlaps(values) for values in spans.values())
     K = len(table.classes)
     targets = [torch.from_numpy(span_coverage(spans[v.path], len(v.tokens), step_s, K)) for v in videos]
     classes = table.classes
-    if exclusive and any(bool((own.sum(1) < 0.5).any()) for own in targets):
+    if exclusive and any(bool((values.sum(1) < 0.5).any()) for values in targets):
         classes = (*classes, NO_LABEL)
-        targets = [torch.cat([own, (1 - own.sum(1, keepdim=True)).clamp(min=0)], dim=1) for own in targets]
+        targets = [torch.cat([values, (1 - values.sum(1, keepdim=True)).clamp(min=0)], dim=1) for values in targets]
     labeled = [
-        LabeledVideo(steps=video, spans=_joined(spans[video.path]), targets=own, unit=units[video.path])
-        for video, own in zip(videos, targets, strict=True)
+        LabeledVideo(steps=video, spans=_joined(spans[video.path]), targets=values, unit=units[video.path])
+        for video, values in zip(videos, targets, strict=True)
     ]
     video_index = {video.path: i for i, video in enumerate(videos)}
     splits = []

@@ -33,12 +33,12 @@ class AttentiveProbe(nn.Module):
             blocks: of attention, the last of which is the cross-attention.
         """
         super().__init__()
-        own = [_SelfAttention(width, heads) for _ in range(blocks - 1)]
-        self.blocks = nn.ModuleList(own)
+        self_attention = [_SelfAttention(width, heads) for _ in range(blocks - 1)]
+        self.blocks = nn.ModuleList(self_attention)
         self.queries = nn.Parameter(torch.empty(len(classes), width))
         self.pool = _CrossAttention(width, heads)
         self.linears = nn.ModuleList(nn.Linear(width, k) for k in classes)
-        self._initialize(own)
+        self._initialize(self_attention)
 
     def _initialize(self, blocks: Sequence["_SelfAttention"]) -> None:
         nn.init.trunc_normal_(self.queries, std=INIT_STD)
@@ -62,13 +62,13 @@ class AttentiveProbe(nn.Module):
         return [linear(pooled[:, q]) for q, linear in enumerate(self.linears)]
 
 
-def probe_heads(width: int, own: int) -> int:
+def probe_heads(width: int, encoder_heads: int) -> int:
     """The attention heads of a probe on tokens of width D.
 
-    They are 16 as published for widths of 1024 and more, or the encoder's `own` where those are fewer: sixteen heads of
+    They are 16 as published for widths of 1024 and more, or `encoder_heads` if those are fewer: sixteen heads of
     a few channels each are slow and see little.
     """
-    return HEADS if width % HEADS == 0 and own >= HEADS else own
+    return HEADS if width % HEADS == 0 and encoder_heads >= HEADS else encoder_heads
 
 
 class _SelfAttention(nn.Module):

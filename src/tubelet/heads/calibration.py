@@ -108,9 +108,9 @@ def reliability_bins(scores: ArrayLike, right: ArrayLike, bins: int = BINS) -> l
         The bins that have samples, by ascending score.
     """
     s, r = np.asarray(scores, float), np.asarray(right, float)
-    own = np.minimum((s * bins).astype(int), bins - 1)
-    counts = np.bincount(own, minlength=bins)
-    sums, hits = (np.bincount(own, weights=values, minlength=bins) for values in (s, r))
+    bin_index = np.minimum((s * bins).astype(int), bins - 1)
+    counts = np.bincount(bin_index, minlength=bins)
+    sums, hits = (np.bincount(bin_index, weights=values, minlength=bins) for values in (s, r))
     return [
         ScoreBin(float(sums[i] / counts[i]), float(hits[i] / counts[i]), int(counts[i])) for i in np.flatnonzero(counts)
     ]

@@ -49,9 +49,9 @@ class _Rules:
 
     def with_class(self, k: int, other: "_Rules") -> "_Rules":
         """These rules, with that of one class from others."""
-        own = np.arange(len(self.on)) == k
+        is_class = np.arange(len(self.on)) == k
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Rules(*(np.where(own, new, current) for current, new in pairs))
+        return _Rules(*(np.where(is_class, new, current) for current, new in pairs))
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def fit_span_rules(
     Returns:
         K rules. Without any true span they keep scores from 0.5 on, or the highest score, as they are.
     """
-    count = max(1, int((np.cumsum([len(own) for own in scores]) <= _MAX_STEPS).sum()))  # type: ignore[arg-type]
-    tables = [np.asarray(own, float) for own in scores[:count]]
+    count = max(1, int((np.cumsum([len(table) for table in scores]) <= _MAX_STEPS).sum()))  # type: ignore[arg-type]
+    tables = [np.asarray(table, float) for table in scores[:count]]
     K = tables[0].shape[1]
-    ends = [len(own) * step_s for own in tables] if durations_s is None else list(durations_s[:count])
+    ends = [len(table) * step_s for table in tables] if durations_s is None else list(durations_s[:count])
     target = _collect(truth[:count], ends, step_s, K)
     fitter = _Fitter(tables, ends, target, exclusive)
     off = 0.0 if exclusive else 0.5
@@ -136,12 +136,12 @@ def _collect(truth: Sequence[Sequence[Span]], ends: Sequence[float], step_s: flo
     owner = np.array([row[0] for row in rows], np.int64)
     start, length = (np.array([row[i] for row in rows], float) for i in (1, 2))
     typical = float(np.median(length)) if len(rows) else step_s
-    own = [length[owner == k] for k in range(classes)]
+    by_class = [length[owner == k] for k in range(classes)]
     return _Truth(
         start_s=start,
         end_s=start + length,
         counts=np.bincount(owner, minlength=classes),
-        median_s=np.array([np.median(part) if len(part) else typical for part in own]),
+        median_s=np.array([np.median(part) if len(part) else typical for part in by_class]),
         shifts_s=shifts[:-1],
         ends_s=shifts[:-1] + np.array(ends),
         copy_s=float(shifts[-1]),
@@ -176,11 +176,11 @@ class _Fitter:
     def search_class(self, rules: _Rules, k: int) -> _Rules:
         """The best rules that differ in the rule of one class, or the present ones if those are about as good."""
         counts = self._truth.counts
-        own = np.flatnonzero(counts) if self._exclusive else np.array([k])
+        classes = np.flatnonzero(counts) if self._exclusive else np.array([k])
         best = self.search(rules, np.array([k]))
-        before, after = (self._score(each, own)[0] for each in (rules, best))
+        before, after = (self._score(each, classes)[0] for each in (rules, best))
         spans = counts[k] or counts.sum() / np.count_nonzero(counts)
-        error = np.sqrt(before * (1 - before) / spans) / len(own)  # of the mean, of which this class is a part
+        error = np.sqrt(before * (1 - before) / spans) / len(classes)  # of the mean, of which this class is a part
         return best if after >= before + _ERRORS * error else rules
 
     def _coarse(self) -> list[tuple[float, float, float, float]]:
@@ -201,13 +201,13 @@ class _Fitter:
 
     def _score(self, rules: _Rules, classes: NDArray[np.int64]) -> tuple[float, float]:
         """Mean F1 of classes that occur, and the same with each match counted by its overlap."""
-        own = classes[self._truth.counts[classes] > 0]
-        if not len(own):
+        present = classes[self._truth.counts[classes] > 0]
+        if not len(present):
             return 0.0, 0.0
         spans = self._spans(rules, classes)
         hits, overlaps = self._match(spans)
-        total = (np.bincount(spans.classes, minlength=len(rules.on)) + self._truth.counts)[own]
-        return float((2 * hits[own] / total).mean()), float((2 * overlaps[own] / total).mean())
+        total = (np.bincount(spans.classes, minlength=len(rules.on)) + self._truth.counts)[present]
+        return float((2 * hits[present] / total).mean()), float((2 * overlaps[present] / total).mean())
 
     def _spans(self, rules: _Rules, classes: NDArray[np.int64]) -> Runs:
         """The spans by the steps that `tubelet.heads.spans` describes."""
@@ -215,7 +215,7 @@ class _Fitter:
         tables = [self._runs(off) for off in offs.tolist()]
         if not self._exclusive:
             owners = [classes[rules.off[classes] == off] for off in offs]
-            tables = [runs[np.isin(runs.classes, own)] for runs, own in zip(tables, owners, strict=True)]
+            tables = [runs[np.isin(runs.classes, class_ids)] for runs, class_ids in zip(tables, owners, strict=True)]
         runs = Runs.join(tables)
         runs = runs[runs.peak >= rules.on[runs.classes]]
         gaps = rules.gaps * self._truth.step_s
@@ -236,7 +236,7 @@ class _Fitter:
         edges = runs.start_s[1:].copy()
         gaps = np.flatnonzero(same & (runs.first[1:] > runs.last[:-1]))
         columns = (video[gaps], runs.last[gaps], runs.first[gaps + 1], runs.classes[gaps], runs.classes[gaps + 1])
-        computed = [self._edge(*key) for key in zip(*(own.tolist() for own in columns), strict=True)]
+        computed = [self._edge(*key) for key in zip(*(column.tolist() for column in columns), strict=True)]
         edges[gaps] = np.array(computed) + self._truth.shifts_s[video[gaps]]
         start[1:] = np.where(same, edges, start[1:])
         end[:-1] = np.where(same, edges, end[:-1])
@@ -258,13 +258,13 @@ class _Fitter:
         truth, classes = self._truth, len(self._truth.counts)
         shift = spans.classes * truth.copy_s
         start, end = spans.start_s + shift, spans.end_s + shift
-        own = np.searchsorted(truth.start_s, (start + end) / 2, "right") - 1
-        indices = np.maximum(own, 0)
+        candidates = np.searchsorted(truth.start_s, (start + end) / 2, "right") - 1
+        indices = np.maximum(candidates, 0)
         common = (np.minimum(end, truth.end_s[indices]) - np.maximum(start, truth.start_s[indices])).clip(0)
         union = end - start + truth.end_s[indices] - truth.start_s[indices] - common
-        overlap = np.where((own >= 0) & (union > 0), common / np.maximum(union, _SAME), 0.0)
+        overlap = np.where((candidates >= 0) & (union > 0), common / np.maximum(union, _SAME), 0.0)
         matched = overlap >= _OVERLAP
-        _, first = np.unique(own[matched], return_index=True)
+        _, first = np.unique(candidates[matched], return_index=True)
         owner, amount = spans.classes[matched][first], overlap[matched][first]
         hits = np.bincount(owner, minlength=classes).astype(float)
         return hits, np.bincount(owner, weights=amount, minlength=classes).astype(float)

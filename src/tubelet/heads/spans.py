@@ -442,7 +442,7 @@ def span_coverage(spans: Sequence[Span], steps: int, step_s: float, classes: int
     starts = np.arange(steps) * step_s
     for span in spans:
         first, last = int(max(0, span.start_s // step_s)), int(min(steps, span.end_s // step_s + 1))
-        own = starts[first:last]
-        inside = np.minimum(own + step_s, span.end_s) - np.maximum(own, span.start_s)
+        step_starts = starts[first:last]
+        inside = np.minimum(step_starts + step_s, span.end_s) - np.maximum(step_starts, span.start_s)
         covered[first:last, span.class_index] += inside.clip(0) / step_s
     return covered.clip(0, 1).astype(np.float32)

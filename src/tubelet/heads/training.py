@@ -141,8 +141,8 @@ def train_heads(
     heads = init_heads(make_head, len(hparams), seed).to(device).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(
         [
-            {"params": list(head.parameters()), "lr": own.lr, "weight_decay": own.weight_decay}
-            for head, own in zip(heads, hparams, strict=True)
+            {"params": list(head.parameters()), "lr": hparam.lr, "weight_decay": hparam.weight_decay}
+            for head, hparam in zip(heads, hparams, strict=True)
         ]
     )
     parts: StateDicts = {"heads": heads, "optimizer": optimizer}
@@ -150,8 +150,8 @@ def train_heads(
     saved = time.monotonic()
     progress("training", start, schedule.steps)
     for step, batch in enumerate(batches(start) if start < schedule.steps else (), start):
-        for group, own in zip(optimizer.param_groups, hparams, strict=True):
-            group["lr"] = schedule.lr(own.lr, step)
+        for group, hparam in zip(optimizer.param_groups, hparams, strict=True):
+            group["lr"] = schedule.lr(hparam.lr, step)
         optimizer.zero_grad(set_to_none=True)
         backward(heads, batch, step)
         if clip_norm is not None:

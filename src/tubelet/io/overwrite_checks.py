@@ -147,7 +147,7 @@ class OutputKind(NamedTuple):
 
     Attributes:
         what: description for messages.
-        own: for a file, whether an existing one may be replaced; None for a directory.
+        recognizer: for a file, whether an existing one may be replaced; None for a directory.
         suffixes: required suffixes of the file; empty for any.
         files: for a directory, files written into it, and whether an existing one may be replaced.
         marks: files that identify a directory of this kind; without one of them it must be empty except for hidden and
@@ -155,7 +155,7 @@ class OutputKind(NamedTuple):
     """
 
     what: str
-    own: Recognizer | None = None
+    recognizer: Recognizer | None = None
     suffixes: tuple[str, ...] = ()
     files: Mapping[str, Recognizer] = {}
     marks: tuple[str, ...] = ()
@@ -216,8 +216,8 @@ def check_output(path: Path, kind: str, inputs: Iterable[object] = ()) -> None:
             _check_marks(path, expected.marks)
         _check_inputs(path, expected, inputs)
         _check_location(path, expected)
-        if expected.own is not None:
-            _check_file(path, expected.what, expected.own)
+        if expected.recognizer is not None:
+            _check_file(path, expected.what, expected.recognizer)
         elif _exists(path):
             _check_directory(path, kind, expected)
 
@@ -278,7 +278,7 @@ def _check_location(path: Path, kind: OutputKind) -> None:
         inner = folder
 
 
-def _check_file(path: Path, what: str, own: Recognizer) -> None:
+def _check_file(path: Path, what: str, recognizer: Recognizer) -> None:
     if not _exists(path):
         return
     try:
@@ -289,7 +289,7 @@ def _check_file(path: Path, what: str, own: Recognizer) -> None:
         raise FileError(f"{path}: is a directory, expected a file or a new name")
     if not stat.S_ISREG(status.st_mode):
         raise FileError(f"{path}: is not a regular file; choose another name")
-    if status.st_size and not own(path):
+    if status.st_size and not recognizer(path):
         raise FileError(f"{path}: exists and is not {what}; choose another name, or remove it first")
 
 
@@ -297,8 +297,8 @@ def _check_directory(path: Path, kind: str, expected: OutputKind) -> None:
     if not path.is_dir():
         what = "a file" if path.exists() else "a dangling link"
         raise FileError(f"{path}: is {what}, expected a directory or a new name")
-    for name, own in expected.files.items():
-        _check_file(path / name, f"of {expected.what}", own)
+    for name, recognizer in expected.files.items():
+        _check_file(path / name, f"of {expected.what}", recognizer)
     if kind == "run" and not (path / "config.json").exists():
         existing = [name for name in _RUN_FILES if _exists(path / name)]
         if existing and not (path / "checkpoints").is_dir():

@@ -81,8 +81,8 @@ def read_media_folder(folder: Path, read_table: Callable[[Path], LabelTable]) ->
 
 
 def _with_split(columns: Sequence[str], rows: Sequence[LabelRow]) -> tuple[str, ...]:
-    own = tuple(name for name in columns if name != "split")
-    return (*own, "split") if any(row.split for row in rows) else own
+    other_columns = tuple(name for name in columns if name != "split")
+    return (*other_columns, "split") if any(row.split for row in rows) else other_columns
 
 
 def _metadata(folder: Path) -> Path | None:

@@ -76,7 +76,9 @@ class Predictor(nn.Module):
         segments = tuple((x.shape[0], x.shape[1]) for x in sequences)
         rope_grid, head_dim = self.config.rope_grid if size.rescale_rope else None, size.width // size.heads
         ids = [torch.cat([each.mask.context, each.mask.target], dim=1) for each in masked]
-        tables = [rotary_table(own, each.grid, head_dim, rope_grid) for own, each in zip(ids, masked, strict=True)]
+        tables = [
+            rotary_table(token_ids, each.grid, head_dim, rope_grid) for token_ids, each in zip(ids, masked, strict=True)
+        ]
         x, table = pack(sequences), RotaryTable.packed(tables, segments)
         # 7. The multi-level predictor and its two heads.
         for block in self.blocks:

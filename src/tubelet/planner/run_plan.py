@@ -338,7 +338,9 @@ def _take_step(
     storage_log.name((value for value in moments if isinstance(value, torch.Tensor)), "optimizer moments")
     storage_log.enter("inputs")
     batches = [
-        _fake_batch(config, modality, count, lengths[modality]) for modality, own in shares.items() for count in own
+        _fake_batch(config, modality, count, lengths[modality])
+        for modality, counts in shares.items()
+        for count in counts
     ]
     views = [
         [(f"{batch.modality} mask {i}", batch, mask) for batch in joint for i, mask in enumerate(batch.masks, start=1)]

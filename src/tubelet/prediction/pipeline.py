@@ -340,12 +340,12 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
         key = (clips.levels, clips.cells)
         if key not in reduced:
             reduced[key] = torch.stack([reduce_tokens(features, clips) for features in views], dim=1)
-        own = [i for i, item in enumerate(batch.windows) if output.takes(item)]
-        items = [batch.windows[i] for i in own]
-        pixels = batch.pixels[own, 0]
-        if own and run.layout.whole:
+        accepted = [i for i, item in enumerate(batch.windows) if output.takes(item)]
+        items = [batch.windows[i] for i in accepted]
+        pixels = batch.pixels[accepted, 0]
+        if accepted and run.layout.whole:
             pixels = torch.stack([to_colors(each, run.model.config.pixels) for each in pixels])
-        rows = list(output.score(reduced[key][own].flatten(0, 1), items, pixels)) if own else []
+        rows = list(output.score(reduced[key][accepted].flatten(0, 1), items, pixels)) if accepted else []
         for item in batch.windows:
             if item.number == item.file.windows - 1:
                 rows += output.end(item.file)

@@ -55,12 +55,12 @@ def unique_names(paths: Sequence[str]) -> list[str]:
             indices_of_name.setdefault("_".join(part.strip("/") for part in name_parts), []).append(i)
         deepest = depth > max(len(parts[i]) for i in open_)
         open_ = []
-        for name, own in indices_of_name.items():
-            if len(own) == 1 or deepest:
-                for number, i in enumerate(own):
-                    names[i] = name if len(own) == 1 else f"{name}_{number}"
+        for name, group in indices_of_name.items():
+            if len(group) == 1 or deepest:
+                for number, i in enumerate(group):
+                    names[i] = name if len(group) == 1 else f"{name}_{number}"
             else:
-                open_ += own
+                open_ += group
         depth += 1
     return names
 

@@ -142,12 +142,12 @@ class CollectionWindows(IterableDataset[WindowBatch]):
                         yield from shared.add([(file, pixels), *windows])
                         shared.ended += 1
                     else:
-                        own = _Batcher(size)
-                        yield from own.add([(file, pixels)])
+                        batcher = _Batcher(size)
+                        yield from batcher.add([(file, pixels)])
                         for each in windows:
-                            yield from own.add([each])
-                        own.ended = 1
-                        yield own.flush()
+                            yield from batcher.add([each])
+                        batcher.ended = 1
+                        yield batcher.flush()
             except DecodeError as error:
                 name = error.path if index.span(sample) is None else index.key(sample)
                 shared.bad.append(BadFile(name, error.reason))

@@ -22,8 +22,8 @@ def hash_weights(state: Mapping[str, Tensor], *, with_predictor: bool = False) -
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:  # hashing releases the GIL
         digests = list(pool.map(lambda name: _hash_values(state[name]), names))
     digest = hashlib.sha256()
-    for name, own in zip(names, digests, strict=True):
-        digest.update(f"{name}{tuple(state[name].shape)}".encode() + own)
+    for name, tensor_digest in zip(names, digests, strict=True):
+        digest.update(f"{name}{tuple(state[name].shape)}".encode() + tensor_digest)
     return digest.hexdigest()[:FINGERPRINT_DIGITS]
 
 

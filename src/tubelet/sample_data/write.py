@@ -323,10 +323,10 @@ def _clear(out: Path, partial: Path) -> None:
         TubeletError: the folder has other files.
     """
     # Complete splits are moved up at the end; a command that was killed then has left both.
-    own = {*SPLITS} if partial.exists() else set()
-    if {entry.name for entry in without_hidden(out.iterdir())} - own:
+    names = {*SPLITS} if partial.exists() else set()
+    if {entry.name for entry in without_hidden(out.iterdir())} - names:
         raise FileError(f"{out}: contains other files; name a new folder for the sample set")
-    for name in {UNFINISHED, *own}:
+    for name in {UNFINISHED, *names}:
         shutil.rmtree(out / name, ignore_errors=True)
     partial.mkdir()
 
@@ -392,10 +392,10 @@ def _describe(parameters: dict, view: FrameScaling, results: list[JobResult], re
     """The content of dataset.json."""
     files: dict[str, dict[str, list[dict]]] = {split: {"videos": [], "images": []} for split in SPLITS}
     for result in results:
-        level, own = result.job.level, files[result.job.split]
+        level, split_files = result.job.level, files[result.job.split]
         for index, motion in result.clips():
-            own["videos"].append({"file": f"{index:06d}.mp4", "level": level, "motion": truth.MOTIONS[motion]})
-        own["images"] += [{"file": f"{index:06d}.png", "level": level} for index in result.images()]
+            split_files["videos"].append({"file": f"{index:06d}.mp4", "level": level, "motion": truth.MOTIONS[motion]})
+        split_files["images"] += [{"file": f"{index:06d}.png", "level": level} for index in result.images()]
     for entries in (entries for by_kind in files.values() for entries in by_kind.values()):
         entries.sort(key=lambda entry: entry["file"])
     camera = view.camera

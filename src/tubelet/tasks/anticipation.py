@@ -170,7 +170,7 @@ def evaluate(context: EvaluationContext) -> Result:
     scores = score_heads(
         context, probes, Tokens(val, truth), torch.sigmoid, allowed_classes=allowed, workers=config.workers
     )
-    values = [_metrics(own, truth, trained_classes) for own in scores]
+    values = [_metrics(head_scores, truth, trained_classes) for head_scores in scores]
     best = max(range(len(scores)), key=lambda i: values[i]["action recall@5"].value)
     return context.result(
         benchmark=benchmark.name,

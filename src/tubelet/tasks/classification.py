@@ -39,8 +39,8 @@ def evaluate(context: EvaluationContext) -> Result:
         config.workers,
     )
     samples = Tokens(val, truth)
-    scores = [own[0] for own in score_heads(context, probes, samples, _softmax, workers=config.workers)]
-    values = [metrics(own, truth[:, 0]) for own in scores]
+    scores = [head_scores[0] for head_scores in score_heads(context, probes, samples, _softmax, workers=config.workers)]
+    values = [metrics(head_scores, truth[:, 0]) for head_scores in scores]
     best = max(range(len(scores)), key=lambda i: values[i]["top-1"].value)
     parameters = sum(p.numel() for p in probes[best].parameters())
     return context.result(

@@ -296,15 +296,15 @@ def score(
         if not valid.any():
             without_truth.append(samples[number].name)
             continue
-        own = depth_errors(torch.from_numpy(predicted[valid]), torch.from_numpy(truth[valid]))
-        errors.append(own)
-        heapq.heappush(worst, (own.rmse, number, predicted, np.where(scored, truth, 0), own))
+        image_errors = depth_errors(torch.from_numpy(predicted[valid]), torch.from_numpy(truth[valid]))
+        errors.append(image_errors)
+        heapq.heappush(worst, (image_errors.rmse, number, predicted, np.where(scored, truth, 0), image_errors))
         if len(worst) > _EXAMPLES:
             heapq.heappop(worst)
     if not errors:
         raise DataError("no image of the test split has a known depth where it is scored; check the annotations")
     ranked = sorted(worst, key=lambda item: (-item[0], item[1]))
-    examples = [_example(samples[n], predicted, truth, own) for _, n, predicted, truth, own in ranked]
+    examples = [_example(samples[n], predicted, truth, image_errors) for _, n, predicted, truth, image_errors in ranked]
     return DepthScores(errors, without_truth, examples)
 
 

@@ -20,7 +20,7 @@ def evaluate(context: EvaluationContext) -> Result:
     data = PooledDataset(context)
     neighbors = [k for k in NEIGHBORS if k <= len(data.table)] or [len(data.table)]
     scores = neighbor_scores(data, neighbors, context.model.device)
-    values = {k: metrics(own, data.truth) for k, own in scores.items()}
+    values = {k: metrics(values_of_k, data.truth) for k, values_of_k in scores.items()}
     best = max(neighbors, key=lambda k: values[k]["top-1"].value)
     return context.result(
         benchmark=data.plan.name,
@@ -32,7 +32,9 @@ def evaluate(context: EvaluationContext) -> Result:
         metrics=values[best],
         counts=data.counts,
         skipped=data.skipped,
-        details={"by k": {str(k): {name: m.value for name, m in own.items()} for k, own in values.items()}}
+        details={
+            "by k": {str(k): {name: m.value for name, m in values_of_k.items()} for k, values_of_k in values.items()}
+        }
         | confusion_details(scores[best], data.truth, data.plan.classes),
         examples=worst_examples(scores[best], data.truth, data.val, data.plan),
     )

@@ -277,10 +277,10 @@ def score(
     counts = torch.zeros(K, K, dtype=torch.int64)
     worst: list[tuple[float, int, NDArray[np.uint8], NDArray[Any]]] = []
     for number, (predicted, truth) in enumerate(iter_predictions(context, labels, trained, windows, samples, size)):
-        own = image_confusion(predicted, truth, K)
-        counts += own
-        if int(own.sum()):
-            heapq.heappush(worst, (-mean_iou(own), number, predicted, truth))
+        confusion = image_confusion(predicted, truth, K)
+        counts += confusion
+        if int(confusion.sum()):
+            heapq.heappush(worst, (-mean_iou(confusion), number, predicted, truth))
             if len(worst) > _EXAMPLES:
                 heapq.heappop(worst)
     if not int(counts.sum()):

@@ -150,12 +150,12 @@ def _result(
 
 def _recipe(sequence: VideoObjectSequence, window: int, options: dict[str, Any]) -> dict[str, Any]:
     """Everything that the masks of a sequence depend on besides the model and the contents of its files."""
-    own = {
+    settings = {
         "wanted": [sequence.frames[n].stem for n in sequence.frames_to_predict],
         "given": list(sequence.reference_masks),
     }
     objects = None if sequence.first_frames is None else list(sequence.first_frames.items())
-    return options | own | {"masks": asdict(PROTOCOL.propagation), "window": window, "objects": objects}
+    return options | settings | {"masks": asdict(PROTOCOL.propagation), "window": window, "objects": objects}
 
 
 def _windows(sequence: VideoObjectSequence, window: int) -> list[Source]:
@@ -170,7 +170,7 @@ def _readable_sequences(count: int, windows: list[tuple[int, Source]], features:
     for index, number in enumerate(features.indices):
         indices[windows[number][0]].append(index)
     expected = Counter(owner for owner, _ in windows)
-    return {n: own for n, own in indices.items() if len(own) == expected[n]}
+    return {n: frames for n, frames in indices.items() if len(frames) == expected[n]}
 
 
 def frame_size(frame: tuple[int, int], short: int, patch: int) -> tuple[int, int]:

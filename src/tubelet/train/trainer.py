@@ -422,9 +422,9 @@ def list_media_once_per_machine(config: TrainConfig, ctx: DistContext) -> MediaL
     Whether the machines list the same files is checked afterward, by `source_summary`.
     """
     lists = partial(list_media, config.data.sources, config.data.allow_path)
-    own = lists() if is_local_rank0() and not ctx.is_rank0 else None  # at the same time as rank 0
+    listed = lists() if is_local_rank0() and not ctx.is_rank0 else None  # at the same time as rank 0
     received = ctx.run_on_rank0(lists)
-    return own or received
+    return listed or received
 
 
 def resolve_image_frames(config: TrainConfig, media: MediaList) -> TrainConfig:

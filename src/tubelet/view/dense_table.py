@@ -83,9 +83,9 @@ def read_dense_table(
             "the table, leave --model out, or embed the videos again"
         )
     rows = _choose(table, _list_rows(table), chosen)
-    files = [_open_file(path, own, settings["fps"]) for path, own in rows.items()]
-    orders = {path: own.order() for path, own in rows.items()}
-    grids = [Grid(len(orders[path][0]), *own.space) for path, own in rows.items()]
+    files = [_open_file(path, table_file, settings["fps"]) for path, table_file in rows.items()]
+    orders = {path: table_file.order() for path, table_file in rows.items()}
+    grids = [Grid(len(orders[path][0]), *table_file.space) for path, table_file in rows.items()]
     starts = dict(zip(rows, np.cumsum([0, *(grid.tokens for grid in grids)]).tolist(), strict=False))
 
     def chunks() -> Iterator[tuple[NDArray[np.int64], Tensor]]:
@@ -140,24 +140,24 @@ def _choose(table: Path, rows: Mapping[str, _TableFile], chosen: Sequence[str]) 
             f"{table} has {len(selected):,} files, expected at most {MAX_FILES} on a page; "
             "name those to show after the table"
         )
-    for path, own in selected.items():
-        if len(own.times) < own.clips:
+    for path, entry in selected.items():
+        if len(entry.times) < entry.clips:
             raise DataError(
-                f"{table}: has {len(own.times)} of {own.clips} clips of {path}; run the same `tubelet embed` again to "
-                "complete it"
+                f"{table}: has {len(entry.times)} of {entry.clips} clips of {path}; run the same `tubelet embed` again "
+                "to complete it"
             )
     return selected
 
 
-def _open_file(path: str, own: _TableFile, fps: float) -> ViewedFile:
+def _open_file(path: str, rows: _TableFile, fps: float) -> ViewedFile:
     """What the page says about a file, which must be that which was embedded."""
     file = Path(path)
     if not file.exists():
         raise DataError(f"{path}: is in the table but not on this machine; move it back, or name the files to show")
     version = version_of(path)
-    if version is None or version[0] != own.version[0]:
+    if version is None or version[0] != rows.version[0]:
         raise DataError(
-            f"{path}: has {version[0] if version else 0:,} bytes, {own.version[0]:,} when it was embedded; "
+            f"{path}: has {version[0] if version else 0:,} bytes, {rows.version[0]:,} when it was embedded; "
             "run `tubelet embed` again"
         )
     if is_image_file(path):

@@ -163,15 +163,17 @@ def write_feature_page(
     samplings = [
         [_sampling(each, model, clip) for each in files] for (_, model), clip in zip(encoders, clips, strict=True)
     ]
-    tokens = max(_count_tokens(model, files, own) for (_, model), own in zip(encoders, samplings, strict=True))
+    tokens = max(
+        _count_tokens(model, files, sampling) for (_, model), sampling in zip(encoders, samplings, strict=True)
+    )
     directions = _directions([model for _, model in encoders], tokens, settings)
     views = []
-    for number, ((what, model), own) in enumerate(zip(encoders, samplings, strict=True)):
+    for number, ((what, model), sampling) in enumerate(zip(encoders, samplings, strict=True)):
 
         def report(done: int, start: int = number * len(files)) -> None:
             progress(start + done, len(files) * len(encoders))
 
-        views.append(_view(what, model, files, own, settings, directions[number], report))
+        views.append(_view(what, model, files, sampling, settings, directions[number], report))
     views = _with_unique_names(views, [what for what, _ in encoders])
     write_page("view.html", out, page_values(files, views))
     if video is not None:
@@ -241,9 +243,9 @@ def _count_tokens(model: Backbone, files: Sequence[ViewedFile], samplings: Seque
     """
     patch, tubelet = model.config.patch_size, model.config.tubelet_size
     total = 0
-    for file, own in zip(files, samplings, strict=True):
-        steps = math.ceil(math.ceil(file.duration_s * own.fps - 1e-3) / tubelet) if file.video else 1
-        total += max(1, steps) * (own.height // patch) * (own.width // patch)
+    for file, sampling in zip(files, samplings, strict=True):
+        steps = math.ceil(math.ceil(file.duration_s * sampling.fps - 1e-3) / tubelet) if file.video else 1
+        total += max(1, steps) * (sampling.height // patch) * (sampling.width // patch)
     if total > MAX_TOKENS:
         seconds = sum(file.duration_s for file in files)
         side = min(samplings[0].height, samplings[0].width)
@@ -289,9 +291,9 @@ def _view(
     report: Callable[[int], None],
 ) -> EncoderView:
     numbers, found = _levels(model, settings), []
-    for done, (file, own) in enumerate(zip(files, samplings, strict=True)):
+    for done, (file, sampling) in enumerate(zip(files, samplings, strict=True)):
         report(done)
-        found.append(encode_file(model, file.path, file.video, own, numbers))
+        found.append(encode_file(model, file.path, file.video, sampling, numbers))
     blocks = model.config.levels
     errors, note = _surprise(what, files, samplings, settings)
     levels = [quantize_tokens([each.levels[i] for each in found], directions) for i in range(len(numbers))]
@@ -323,7 +325,9 @@ def _surprise(
     model, masks = model.to(device, pick_dtype("auto", device)), config.masks if config else MaskConfig()
     report = _SurpriseTime(files, samplings)
     pairs = zip(files, samplings, strict=True)
-    return [surprise(model, file.path, file.video, own, masks, progress=report.add) for file, own in pairs], ""
+    return [
+        surprise(model, file.path, file.video, sampling, masks, progress=report.add) for file, sampling in pairs
+    ], ""
 
 
 class _SurpriseTime:
@@ -332,8 +336,8 @@ class _SurpriseTime:
     def __init__(self, files: Sequence[ViewedFile], samplings: Sequence[FrameSampling]) -> None:
         self.files = len(files)
         self.windows = sum(
-            max(1, math.ceil(file.duration_s * own.fps / own.frames - 1e-3))
-            for file, own in zip(files, samplings, strict=True)
+            max(1, math.ceil(file.duration_s * sampling.fps / sampling.frames - 1e-3))
+            for file, sampling in zip(files, samplings, strict=True)
         )
         self.done, self.start = 0, time.monotonic()
 

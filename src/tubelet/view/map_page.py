@@ -124,8 +124,8 @@ def write_map_page(content: MapContent, out: Path, thumbnails: int) -> None:
 
 def _neighbors_of_other_files(clips: ClipVectors, layout: ClipLayout) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The nearest clips of each clip and their cosines; those of its own file, which are no surprise, come last."""
-    own = clips.file[layout.neighbors] == clips.file[:, None]
-    order = np.argsort(own, axis=1, kind="stable")[:, :_NEIGHBORS]
+    same_file = clips.file[layout.neighbors] == clips.file[:, None]
+    order = np.argsort(same_file, axis=1, kind="stable")[:, :_NEIGHBORS]
     return np.take_along_axis(layout.neighbors, order, 1), np.take_along_axis(layout.similarities, order, 1)
 
 
@@ -166,12 +166,12 @@ def _legend(coloring: Coloring) -> tuple[dict[str, Any], NDArray[Any]]:
 def _group(files: Sequence[int], pairs: Sequence[DuplicatePair]) -> dict[str, Any]:
     """A group of near-duplicates as the page's script takes it."""
     members = set(files)
-    own = [pair for pair in pairs if members.issuperset(pair.files)]
+    group_pairs = [pair for pair in pairs if members.issuperset(pair.files)]
     return {
         "files": list(files),
         "pairs": [
             [*pair.files, *(round(second, 2) for span in pair.spans_s for second in span), pair.speed, pair.similarity]
-            for pair in own[:20]
+            for pair in group_pairs[:20]
         ],
     }
 
@@ -194,19 +194,19 @@ def _strips(clips: ClipVectors, chosen: Iterable[int]) -> dict[int, str]:
     """Thumbnails as data URIs: frames of the central square, side by side. Files that cannot be read have none."""
     strips = {}
     for file, group in groupby(chosen, key=lambda i: int(clips.file[i])):
-        own, path = list(group), clips.paths[file]
+        clip_indices, path = list(group), clips.paths[file]
         try:
-            if clips.end_s[own[0]] <= clips.start_s[own[0]]:
+            if clips.end_s[clip_indices[0]] <= clips.start_s[clip_indices[0]]:
                 frames = [read_image(path, display=True).numpy()]
             else:
-                times = np.concatenate([np.linspace(clips.start_s[i], clips.end_s[i], _FRAMES) for i in own])
+                times = np.concatenate([np.linspace(clips.start_s[i], clips.end_s[i], _FRAMES) for i in clip_indices])
                 order = np.argsort(times, kind="stable")
                 with Video(path, stack_fps=clips.fps, display=True) as video:
                     scanned = [pixels for pixels, _, repeats in video.scan(times[order]) for _ in range(repeats)]
                 frames = [scanned[k] for k in np.argsort(order, kind="stable")]
         except TubeletError:
             continue
-        for number, i in enumerate(own):
+        for number, i in enumerate(clip_indices):
             strips[i] = _strip([_square(frame) for frame in frames[number * _FRAMES : (number + 1) * _FRAMES]])
     return strips
 

@@ -319,9 +319,9 @@ def _shown(value: Any) -> Any:
 
 
 def _templates(folder: Path | None) -> Environment:
-    own = [FileSystemLoader(folder)] if folder else []
+    loaders = [FileSystemLoader(folder)] if folder else []
     environment = Environment(
-        loader=ChoiceLoader([*own, PackageLoader("tubelet.view")]),
+        loader=ChoiceLoader([*loaders, PackageLoader("tubelet.view")]),
         autoescape=True,
         finalize=_shown,
         trim_blocks=True,

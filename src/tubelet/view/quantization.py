@@ -81,8 +81,8 @@ def quantize_chunks(chunks: Chunks, values: NDArray[np.int8], seed: int = 0) -> 
         values[rows] = (projected / largest * 127).round().to(torch.int8).numpy()
         order = np.argsort(rows)
         indices = np.minimum(np.searchsorted(rows, pairs, sorter=order), len(rows) - 1)
-        own = np.flatnonzero(rows[order[indices]] == pairs)
-        exact[own] = units[order[indices[own]]]
+        matches = np.flatnonzero(rows[order[indices]] == pairs)
+        exact[matches] = units[order[indices[matches]]]
     approximate = _units(values[pairs])
     left, right = slice(None, _PAIRS), slice(_PAIRS, None)
     cosines = [(each[left] * each[right]).sum(-1).double() for each in (exact, approximate)]
@@ -97,8 +97,8 @@ def _directions(chunks: Chunks, count: int) -> Tensor:
     moment: Tensor | None = None
     for _, chunk in chunks():
         units = F.normalize(chunk.float().cpu(), dim=-1)
-        own = (units.T @ units).double()
-        moment = own if moment is None else moment + own
+        moments = (units.T @ units).double()
+        moment = moments if moment is None else moment + moments
     assert moment is not None
     basis = torch.linalg.eigh(moment)[1][:, -count:].flip(1)
     peaks = basis.gather(0, basis.abs().argmax(0, keepdim=True))

@@ -242,7 +242,9 @@ def _benchmark(result: Result, path: Path, folder: Path) -> dict[str, Any]:
         "benchmark": result.benchmark,
         "metric": name,
         "values": {
-            model: f"{significant(own[name].value)} {own[name].unit}" for model, own in values.items() if name in own
+            model: f"{significant(metrics[name].value)} {metrics[name].unit}"
+            for model, metrics in values.items()
+            if name in metrics
         },
         "model": result.model_id,
         "page": quote(os.fsencode(os.path.relpath(path.with_name("page.html"), folder))),

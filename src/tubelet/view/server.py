@@ -105,9 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        own = [f"{name}:{self.server.server_port}" for name in (HOST, "localhost")]
+        hosts = [f"{name}:{self.server.server_port}" for name in (HOST, "localhost")]
         origin = self.headers.get("Origin")
-        if self.headers.get("Host") not in own or origin not in (None, *(f"http://{each}" for each in own)):
+        if self.headers.get("Host") not in hosts or origin not in (None, *(f"http://{each}" for each in hosts)):
             return self._refuse(HTTPStatus.FORBIDDEN)
         if self.path == "/favicon.ico":  # browsers ask for it; pages have none
             return self._refuse(HTTPStatus.NO_CONTENT)

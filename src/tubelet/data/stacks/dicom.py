@@ -125,8 +125,12 @@ def open_stack(path: str | Path) -> Stack:
     if place.is_dir():
         headers = _only_series(name, place)
     else:
-        own = _header(name, _mtime(name))
-        headers = [own] if own.frames > 1 or not own.series else _slices(place.parent, own)
+        slice_header = _header(name, _mtime(name))
+        headers = (
+            [slice_header]
+            if slice_header.frames > 1 or not slice_header.series
+            else _slices(place.parent, slice_header)
+        )
     first = headers[0]
     if fault := next((header.fault for header in headers if header.fault), ""):
         raise DecodeError(name, fault)
@@ -164,11 +168,11 @@ def _files(folder: Path) -> Iterator[_SliceHeader]:
             continue
 
 
-def _slices(folder: Path, own: _SliceHeader) -> list[_SliceHeader]:
+def _slices(folder: Path, slice_header: _SliceHeader) -> list[_SliceHeader]:
     return [
         header
         for header in _files(folder)
-        if (header.series, header.shape, header.frames) == (own.series, own.shape, 1)
+        if (header.series, header.shape, header.frames) == (slice_header.series, slice_header.shape, 1)
     ]
 
 

@@ -127,12 +127,12 @@ def measure(values: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, .
     index, count = index_units(units)
     sums, images = sum_by_unit(values.numpy(), index, count), np.bincount(index, minlength=count)
 
-    def mean(weights: NDArray[np.float64], own: int) -> NDArray[np.float64]:
-        return ratio(weights @ sums[:, own], weights @ images)
+    def mean(weights: NDArray[np.float64], column: int) -> NDArray[np.float64]:
+        return ratio(weights @ sums[:, column], weights @ images)
 
     return tuple(
-        bootstrap_interval(name, partial(mean, own=own), count, bounds=(0.0, most), higher_is_better=name == "δ1")
-        for own, (name, most) in enumerate((("RMSE", np.inf), ("AbsRel", np.inf), ("δ1", 1.0)))
+        bootstrap_interval(name, partial(mean, column=column), count, bounds=(0.0, most), higher_is_better=name == "δ1")
+        for column, (name, most) in enumerate((("RMSE", np.inf), ("AbsRel", np.inf), ("δ1", 1.0)))
     )
 
 

@@ -63,9 +63,9 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
     """
     data = load_timelines(context)
     best, sweep, chosen = _choose(context, data)
-    own = _measure(context, data, best, OWN, chosen=chosen)
+    measured = _measure(context, data, best, OWN, chosen=chosen)
     baselines = _baselines(context, data, best)
-    network = own.networks[0]
+    network = measured.networks[0]
     if len(data.splits) > 1:  # measured by folds: the head itself learns from all videos
         (network,) = train_timelines(context, data, [best], range(len(data.videos)))
     novelty, quantiles = _novelty(data)
@@ -78,23 +78,23 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         input=context.head_input,
         encoder=context.encoder,
         exclusive=data.exclusive,
-        spans=own.rules,
-        temperature=own.temperature,
+        spans=measured.rules,
+        temperature=measured.temperature,
         novelty_quantiles=quantiles,
         labels_file=context.table.path.name,
         labels_digest=context.table.digest,
         labels_rows=len(context.table.rows),
-        scores=(own.metrics, *(baseline.metrics for baseline in baselines)),
+        scores=(measured.metrics, *(baseline.metrics for baseline in baselines)),
         version=version("tubelet"),
     )
     result = FitResult(
         spec=spec,
         protocol=_protocol(context, data, best, len(sweep)),
         counts=_counts(context, data, len(sweep)),
-        confusion=_confusion(data, own) if data.exclusive else None,
-        reliability=_reliability(data, own),
-        curve=_curve(context, data, best, own),
-        errors=_errors(data, own),
+        confusion=_confusion(data, measured) if data.exclusive else None,
+        reliability=_reliability(data, measured),
+        curve=_curve(context, data, best, measured),
+        errors=_errors(data, measured),
         sweep=sweep,
         examples=dict(Counter(data.classes[span.class_index] for video in data.videos for span in video.spans)),
         skipped=data.skipped,
@@ -173,7 +173,9 @@ def _measure(
         networks.append(network)
     temperature, rules = _calibrate(data, unseen) if calibrated is None else (calibrated.temperature, calibrated.rules)
     scores = [_scores(data, logits / temperature) for _, logits in held_out]
-    predicted = [(i, _decode(data, i, own, rules)) for (i, _), own in zip(held_out, scores, strict=True)]
+    predicted = [
+        (i, _decode(data, i, video_scores, rules)) for (i, _), video_scores in zip(held_out, scores, strict=True)
+    ]
     return _Measured(
         scores=scores, temperature=temperature, rules=rules, metrics=_metrics(data, predicted, name), networks=networks
     )
@@ -254,7 +256,8 @@ def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list
 def _with_tokens(data: TimelineData, tokens: Sequence[Tensor]) -> TimelineData:
     """The same videos with other features (T, S, D) of their time steps."""
     videos = [
-        replace(video, steps=replace(video.steps, tokens=own)) for video, own in zip(data.videos, tokens, strict=True)
+        replace(video, steps=replace(video.steps, tokens=video_tokens))
+        for video, video_tokens in zip(data.videos, tokens, strict=True)
     ]
     return replace(data, videos=videos)
 
@@ -271,14 +274,14 @@ def _majority(data: TimelineData) -> _Measured:
     return _Measured(scores=[], rules=(), metrics=_metrics(data, predicted, "majority class"), networks=[])
 
 
-def _curve(context: FitContext, data: TimelineData, best: Candidate, own: _Measured) -> list[LearningCurvePoint]:
+def _curve(context: FitContext, data: TimelineData, best: Candidate, full: _Measured) -> list[LearningCurvePoint]:
     """The first metric with fewer labeled videos."""
     points = []
     for fraction in (0.25, 0.5):
         if fraction * min(len(train) for train, _ in data.splits) >= 1:
-            metrics = _measure(context, data, best, OWN, fraction, calibrated=own).metrics.metrics
+            metrics = _measure(context, data, best, OWN, fraction, calibrated=full).metrics.metrics
             points.append(LearningCurvePoint(labels=_labels(data, fraction), metric=metrics[0]))
-    return [*points, LearningCurvePoint(labels=_labels(data, 1.0), metric=own.metrics.metrics[0])]
+    return [*points, LearningCurvePoint(labels=_labels(data, 1.0), metric=full.metrics.metrics[0])]
 
 
 def _labels(data: TimelineData, fraction: float) -> int:
@@ -308,20 +311,20 @@ def _held_out(data: TimelineData) -> list[int]:
     return [i for _, test in data.splits for i in test]
 
 
-def _confusion(data: TimelineData, own: _Measured) -> np.ndarray:
+def _confusion(data: TimelineData, measured: _Measured) -> np.ndarray:
     """(K, K) held-out time steps, truth by answer."""
     K = len(data.classes)
     matrix = np.zeros((K, K), np.int64)
-    for i, scores in zip(_held_out(data), own.scores, strict=True):
+    for i, scores in zip(_held_out(data), measured.scores, strict=True):
         np.add.at(matrix, (data.videos[i].targets.argmax(-1).numpy(), scores.argmax(-1).numpy()), 1)
     return matrix
 
 
-def _reliability(data: TimelineData, own: _Measured) -> list[ReliabilityBin]:
+def _reliability(data: TimelineData, measured: _Measured) -> list[ReliabilityBin]:
     """The score of predicted spans against how often they overlap a true span of their class by at least a half."""
     scores, hits = [], []
-    for i, steps in zip(_held_out(data), own.scores, strict=True):
-        spans = _decode(data, i, steps, own.rules)
+    for i, steps in zip(_held_out(data), measured.scores, strict=True):
+        spans = _decode(data, i, steps, measured.rules)
         video = VideoSpans(truth=data.videos[i].spans, predicted=spans, duration_s=data.videos[i].steps.duration_s)
         scores += [span.score for span in spans]
         hits += span_hits(video, 0.5).tolist()
@@ -329,10 +332,10 @@ def _reliability(data: TimelineData, own: _Measured) -> list[ReliabilityBin]:
     return [ReliabilityBin(score=one.score, accuracy=one.accuracy, count=one.samples) for one in bins]
 
 
-def _errors(data: TimelineData, own: _Measured) -> list[HeldOutError]:
+def _errors(data: TimelineData, measured: _Measured) -> list[HeldOutError]:
     """Labeled spans whose class has the lowest scores."""
     errors = []
-    for i, scores in zip(_held_out(data), own.scores, strict=True):
+    for i, scores in zip(_held_out(data), measured.scores, strict=True):
         video = data.videos[i]
         for span in video.spans:
             first, last = int(span.start_s / data.step_s), max(1, round(span.end_s / data.step_s))

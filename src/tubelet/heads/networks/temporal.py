@@ -19,10 +19,10 @@ SIDE = 4
 
 def average_cells(tokens: Tensor, side: int) -> Tensor:
     """Cells (B, T, S, D) of a finer square grid averaged to side x side; others stay as they are."""
-    own = isqrt(tokens.shape[2])
-    if own**2 != tokens.shape[2] or own <= side:
+    token_side = isqrt(tokens.shape[2])
+    if token_side**2 != tokens.shape[2] or token_side <= side:
         return tokens
-    maps = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, (own, own))  # (B·T, D, rows, columns)
+    maps = tokens.flatten(0, 1).transpose(1, 2).unflatten(2, (token_side, token_side))  # (B·T, D, rows, columns)
     return F.adaptive_avg_pool2d(maps, (side, side)).flatten(2).transpose(1, 2).unflatten(0, tokens.shape[:2])
 
 

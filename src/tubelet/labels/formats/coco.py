@@ -65,8 +65,8 @@ class CocoInstances(AnnotationFormat):
             if size is None:
                 builder.fault(line, f"the image {image.get('file_name')!r:.60} has no height and width")
             elif media is not None:
-                own = shapes.get(image["id"], []) if _is_key(image.get("id")) else []
-                drawn = [shape for _, shape in sorted(own, key=lambda pair: -pair[0])]
+                image_shapes = shapes.get(image["id"], []) if _is_key(image.get("id")) else []
+                drawn = [shape for _, shape in sorted(image_shapes, key=lambda pair: -pair[0])]
                 mask = MaskShapes(size=size, shapes=tuple(drawn))
                 builder.rows.append(LabelRow(line=line, path=media, mask=mask))
         return builder.table("COCO instances", legend)

@@ -186,8 +186,8 @@ class Via2Json(AnnotationFormat):
             listed = image.get("regions")
             listed = list(listed.values()) if isinstance(listed, dict) else listed
             for region in listed if isinstance(listed, list) else []:
-                own = region if isinstance(region, dict) else {}
-                shape, values = (own.get(f"{kind}_attributes") for kind in ("shape", "region"))
+                attributes = region if isinstance(region, dict) else {}
+                shape, values = (attributes.get(f"{kind}_attributes") for kind in ("shape", "region"))
                 _add_region(builder, regions, line, media, shape, values)
         return _table(builder, regions, "VIA 2 JSON")
 

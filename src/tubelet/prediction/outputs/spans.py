@@ -72,10 +72,10 @@ class SpanOutput(LabelOutput):
 
     def score(self, tokens: Tensor, windows: Sequence[FileWindow], pixels: Tensor) -> Iterator[ScoreRows]:
         """Append the time steps that each window owns, and score those whose context is complete."""
-        for own, item in zip(tokens, windows, strict=True):
+        for window_tokens, item in zip(tokens, windows, strict=True):
             buffer = self.buffers.setdefault(item.file.key, _StepBuffer())
-            first, last = (0, len(own)) if item.window is None else (item.window.first, item.window.last)
-            buffer.tokens.append(own[first:last].clone())
+            first, last = (0, len(window_tokens)) if item.window is None else (item.window.first, item.window.last)
+            buffer.tokens.append(window_tokens[first:last].clone())
             while buffer.end - buffer.done >= CHUNK_STEPS + self.context:
                 yield self._score_chunk(item.file, buffer)
 

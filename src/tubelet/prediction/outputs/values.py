@@ -36,8 +36,10 @@ class ValueOutput(HeadOutput):
         """The values of a file, clip by clip; NaN for a clip unlike all training clips."""
         for rows in item.rows:
             values = np.where(self.is_novel(rows.distance)[:, None], np.nan, rows.scores.astype(np.float64))
-            for start_s, end_s, own in zip(rows.start_s.tolist(), rows.end_s.tolist(), values.tolist(), strict=True):
-                yield ValuePrediction(path=item.file.path, start_s=start_s, end_s=end_s, values=tuple(own))
+            for start_s, end_s, row_values in zip(
+                rows.start_s.tolist(), rows.end_s.tolist(), values.tolist(), strict=True
+            ):
+                yield ValuePrediction(path=item.file.path, start_s=start_s, end_s=end_s, values=tuple(row_values))
 
     @property
     def columns(self) -> Sequence[tuple[str, Kind]]:

@@ -30,8 +30,9 @@ def metrics(scores: Scores, truth: Tensor) -> dict[str, Metric]:
 def sweep_details(settings: TrainingSettings, values: Sequence[dict[str, Metric]], best: int) -> dict[str, Any]:
     """All heads that were trained, ready for JSON."""
     rows = [
-        {"learning rate": own.lr, "weight decay": own.weight_decay} | {name: m.value for name, m in metrics.items()}
-        for own, metrics in zip(settings.hparams, values, strict=True)
+        {"learning rate": hparam.lr, "weight decay": hparam.weight_decay}
+        | {name: m.value for name, m in metrics.items()}
+        for hparam, metrics in zip(settings.hparams, values, strict=True)
     ]
     return {
         "best": rows[best],

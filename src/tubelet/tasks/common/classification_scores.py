@@ -92,7 +92,7 @@ class FeatureBatch:
         """The outputs of a head for all views, each (ΣV, K) float32 on the device."""
         with _autocast(device):
             parts = [head(views.to(device, non_blocking=True).float()) for views in self.groups]
-        return [torch.cat(own).float() for own in zip(*parts, strict=True)]
+        return [torch.cat(output).float() for output in zip(*parts, strict=True)]
 
 
 def collate(samples: list[tuple[Tensor, Tensor]]) -> FeatureBatch:
@@ -218,16 +218,16 @@ def score_heads(
     parts: list[list[list[Scores]]] = [[] for _ in heads]
     for i, batch in enumerate(loader):
         progress("scoring", i * batch_size, len(samples))
-        for head, own in zip(heads, parts, strict=True):
+        for head, head_parts in zip(heads, parts, strict=True):
             means = [_mean_by_owner(probabilities(x).cpu(), batch.owner) for x in batch.apply(head, device)]
-            own.append(
+            head_parts.append(
                 [
                     scores_of(mean, labels, allowed_classes[h] if allowed_classes else None)
                     for h, (mean, labels) in enumerate(zip(means, batch.labels.unbind(1), strict=True))
                 ]
             )
     progress("scoring", len(samples), len(samples))
-    return [[join_scores(chunks) for chunks in zip(*own, strict=True)] for own in parts]
+    return [[join_scores(chunks) for chunks in zip(*head_parts, strict=True)] for head_parts in parts]
 
 
 def _mean_by_owner(values: Tensor, owner: Tensor) -> Tensor:

@@ -219,7 +219,11 @@ def accuracy_by_features(pairs: Mapping[str, PointErrors], size: tuple[int, int]
     first = next(iter(scores.values()))
     return {
         which: {"pairs": shared["pairs"]}
-        | {f"found by {kind}": own[which]["found"] for kind, own in scores.items() if "found" in own[which]}
+        | {
+            f"found by {kind}": accuracy[which]["found"]
+            for kind, accuracy in scores.items()
+            if "found" in accuracy[which]
+        }
         | {what: shared[what] for what in ("no motion", "chance") if what in shared}
         for which, shared in first.items()
     }

@@ -267,8 +267,8 @@ class _EncodedBatches:
         first = 0
         for number, shape in self.sources:
             last = first + math.prod(shape)
-            own = {name: value[first:last].clone().unflatten(0, shape) for name, value in features.items()}
-            write_features(self.paths[number], own)
+            source_features = {name: value[first:last].clone().unflatten(0, shape) for name, value in features.items()}
+            write_features(self.paths[number], source_features)
             first = last
         self.written += len(self.sources)
         self.features, self.sources = {}, []

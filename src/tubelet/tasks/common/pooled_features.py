@@ -94,8 +94,11 @@ def evaluate_heads(
     identity = {"samples": dataset_fingerprint(data.train, data.labels), "classes": len(classes)}
     samples, tests = Pooled(data.table, data.labels), Pooled(data.queries, data.truth.unsqueeze(1))
     heads = train_classifiers(context, make_head, settings, samples, F.cross_entropy, identity)
-    scores = [own[0] for own in score_heads(context, heads, tests, partial(torch.softmax, dim=-1), batch_size=1024)]
-    values = [metrics(own, data.truth) for own in scores]
+    scores = [
+        head_scores[0]
+        for head_scores in score_heads(context, heads, tests, partial(torch.softmax, dim=-1), batch_size=1024)
+    ]
+    values = [metrics(head_scores, data.truth) for head_scores in scores]
     best = max(range(len(scores)), key=lambda i: values[i]["top-1"].value)
     return context.result(
         benchmark=data.plan.name,
@@ -134,4 +137,4 @@ def table_of(features: FeatureSet, folder: Path, workers: int) -> Tensor:
 
 
 def _rows(features: list[dict[str, Tensor]]) -> Tensor:
-    return torch.stack([own["pooled"].float().mean((0, 1)).half() for own in features])
+    return torch.stack([tensors["pooled"].float().mean((0, 1)).half() for tensors in features])

@@ -51,8 +51,8 @@ def weighted_average_precision(scores: Floats, truth: NDArray[np.bool_]) -> Call
     last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of samples with equal scores
 
     def apply(weights: Floats) -> Floats:
-        own = weights[:, order]
-        found, answered = np.cumsum(own * positive, 1)[:, last], np.cumsum(own, 1)[:, last]
+        sorted_weights = weights[:, order]
+        found, answered = np.cumsum(sorted_weights * positive, 1)[:, last], np.cumsum(sorted_weights, 1)[:, last]
         precision = np.divide(found, answered, out=np.zeros_like(found), where=answered > 0)
         return ratio((np.diff(found, axis=1, prepend=0.0) * precision).sum(1), found[:, -1])
 

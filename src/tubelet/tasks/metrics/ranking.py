@@ -26,8 +26,8 @@ def ranks(scores: Tensor, truth: Tensor) -> Tensor:
     Returns:
         (n,) int64, 0 where the true class has the highest score.
     """
-    own = scores.gather(1, truth.unsqueeze(1))
-    return (scores >= own).sum(1) - 1
+    true_scores = scores.gather(1, truth.unsqueeze(1))
+    return (scores >= true_scores).sum(1) - 1
 
 
 def top_k(ranks: Tensor, k: int) -> float:
@@ -64,23 +64,6 @@ def recall_by_class(ranks: Tensor, truth: Tensor, k: int) -> dict[int, float]:
 def best_answers(scores: Tensor, k: int) -> Tensor:
     """(n, min(k, K)) int64 classes, the highest first."""
     return scores.topk(min(k, scores.shape[1]), dim=1).indices
-
-
-def f1_of_classes(answers: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """F1 of each class, in percent.
-
-    Args:
-        answers: (n,) int64 predicted classes.
-        truth: (n,) int64 class indices.
-        classes: K.
-
-    Returns:
-        (K,) float64; NaN for a class that is neither in the truth nor predicted. Their mean is macro F1.
-    """
-    hits, predicted, present = (
-        torch.bincount(rows, minlength=classes).double() for rows in (truth[answers == truth], answers, truth)
-    )
-    return 100 * 2 * hits / (predicted + present)
 
 
 def classification_metrics(

@@ -58,7 +58,7 @@ def segment_counts(video: VideoSpans, classes: int, overlap: float) -> NDArray[n
     """
     predicted, truth = _columns(video.predicted), _columns(video.truth)
     counts = np.zeros((3, classes), np.int64)
-    counts[1], counts[2] = (np.bincount(own[0].astype(int), minlength=classes) for own in (predicted, truth))
+    counts[1], counts[2] = (np.bincount(spans[0].astype(int), minlength=classes) for spans in (predicted, truth))
     pairs = _matches(predicted, truth, overlap)
     counts[0] = np.bincount(truth[0][pairs[:, 1]].astype(int), minlength=classes)
     return counts
@@ -74,12 +74,6 @@ def segmental_f1(videos: Sequence[VideoSpans], classes: int, overlap: float) -> 
     """F1 over all spans of all videos and classes, in percent; NaN without any span."""
     hits, predicted, truth = _sum_counts(videos, classes, overlap).sum(1)
     return float(100 * ratio(2 * hits, predicted + truth))
-
-
-def segmental_f1_by_class(videos: Sequence[VideoSpans], classes: int, overlap: float) -> Floats:
-    """F1 over all spans of each class, (K,) in percent; NaN for a class without any span."""
-    hits, predicted, truth = _sum_counts(videos, classes, overlap)
-    return 100 * ratio(2 * hits, predicted + truth)
 
 
 def edit_score(video: VideoSpans) -> float:
@@ -106,7 +100,7 @@ def frame_seconds(video: VideoSpans, classes: int) -> Floats:
     predicted, truth = _columns(video.predicted), _columns(video.truth)
     common = _intersections(predicted, truth)
     same = common[predicted[0][:, None] == truth[0]].sum()
-    lengths = [(own[2] - own[1]).sum() for own in (predicted, truth)]
+    lengths = [(spans[2] - spans[1]).sum() for spans in (predicted, truth)]
     if _overlapping(predicted) or _overlapping(truth):
         return np.array([same, sum(lengths) - same])
     neither = video.duration_s - (sum(lengths) - common.sum())
@@ -162,13 +156,13 @@ def timeline_metrics(
 
     def add(name: str, sums: Floats, scale: float = 100.0) -> None:
         """A quotient of sums (V, 2) over videos, as a percentage."""
-        own = sum_by_unit(sums, index, count)
+        unit_sums = sum_by_unit(sums, index, count)
 
         def statistic(weights: Floats) -> Floats:
-            total = weights @ own
+            total = weights @ unit_sums
             return scale * ratio(total[:, 0], total[:, 1])
 
-        if own[:, 1].any():
+        if unit_sums[:, 1].any():
             intervals.append(bootstrap_interval(name, statistic, count, bounds=(0, 100), unit="%", seed=seed))
 
     for overlap in OVERLAPS:
@@ -202,7 +196,7 @@ def _median_edge_error(
     errors = np.concatenate(by_video)
     if not len(errors):
         return []
-    owner = np.repeat(index, [len(own) for own in by_video])
+    owner = np.repeat(index, [len(video_errors) for video_errors in by_video])
     order = np.argsort(errors, kind="stable")
     errors, owner = errors[order], owner[order]
 
@@ -215,8 +209,10 @@ def _median_edge_error(
     def in_steps(weights: Floats) -> Floats:
         return statistic(weights) / (step_s or 1.0)
 
-    def interval(name: str, own: Statistic, unit: str | None) -> MetricInterval:
-        return bootstrap_interval(name, own, count, bounds=(0, np.inf), unit=unit, higher_is_better=False, seed=seed)
+    def interval(name: str, video_errors: Statistic, unit: str | None) -> MetricInterval:
+        return bootstrap_interval(
+            name, video_errors, count, bounds=(0, np.inf), unit=unit, higher_is_better=False, seed=seed
+        )
 
     metrics = [interval("median edge error", statistic, "s")]
     return metrics if step_s is None else [*metrics, interval("median edge error, time steps", in_steps, None)]
@@ -289,11 +285,11 @@ class _PrecisionCurve:
         self._hits, self._owner, self._truth = hits[order].astype(float), owner[order], truth
 
     def __call__(self, weights: Floats) -> Floats:
-        own = weights[:, self._owner]
+        span_weights = weights[:, self._owner]
         total = weights @ self._truth
-        if not own.shape[1]:
+        if not span_weights.shape[1]:
             return np.where(total > 0, 0.0, np.nan)
-        hits, answered = np.cumsum(own * self._hits, 1), np.cumsum(own, 1)
+        hits, answered = np.cumsum(span_weights * self._hits, 1), np.cumsum(span_weights, 1)
         precision = np.divide(hits, answered, out=np.zeros_like(hits), where=answered > 0)
         precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
         return ratio((np.diff(hits, axis=1, prepend=0.0) * precision).sum(1), total)
@@ -315,8 +311,8 @@ def _precision_curves(
     for level in range(len(overlaps)):
         curves.append([])
         for k in range(classes):
-            own = table[:, table[0] == k]
-            curve = _PrecisionCurve(own[1], own[3 + level] > 0, own[2].astype(int), truth[:, k])
+            class_spans = table[:, table[0] == k]
+            curve = _PrecisionCurve(class_spans[1], class_spans[3 + level] > 0, class_spans[2].astype(int), truth[:, k])
             curves[-1].append(curve if truth[:, k].any() else None)
     return curves
 

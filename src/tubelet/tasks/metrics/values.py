@@ -22,24 +22,6 @@ from tubelet.tasks.metrics.intervals import (
 _UP_TO_1 = (-np.inf, 1.0)
 
 
-def r_squared(predicted: ArrayLike, truth: ArrayLike) -> Floats:
-    """R² of each target, (n, K) -> (K,): 1 is perfect, 0 as good as the mean of the truth, and below worse than that.
-
-    NaN where the truth does not vary.
-    """
-    return _r_squared(_moments(predicted, truth).sum(0)[None])[0]
-
-
-def root_mean_squared_error(predicted: ArrayLike, truth: ArrayLike) -> Floats:
-    """Root of the mean squared error of each target, (n, K) -> (K,), in the unit of the target."""
-    return _rmse(_moments(predicted, truth).sum(0)[None])[0]
-
-
-def pearson(predicted: ArrayLike, truth: ArrayLike) -> Floats:
-    """Pearson's correlation of each target, (n, K) -> (K,); NaN where prediction or truth does not vary."""
-    return _pearson(_moments(predicted, truth).sum(0)[None])[0]
-
-
 def value_metrics(
     predicted: ArrayLike, truth: ArrayLike, units: ArrayLike, targets: Sequence[str], seed: int = 0
 ) -> tuple[MetricInterval, ...]:
