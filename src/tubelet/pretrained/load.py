@@ -23,8 +23,6 @@ from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, escape_unprintable, first_line
 from tubelet.pretrained.backbone import Backbone
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 
 def load(
     what: str | Path,
@@ -78,8 +76,9 @@ def load(
     for name, value in (("with_predictor", with_predictor), ("int8", int8), ("compile", compile)):
         check(bool, value, name)
     chosen = _device(device)
-    if dtype is not None and dtype not in _DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}, expected {', '.join(map(str, _DTYPES[:-1]))} or {_DTYPES[-1]}")
+    floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    if dtype is not None and not (floating and dtype.itemsize > 1):  # types of 8 bits store, but do not compute
+        raise ConfigError(f"dtype is {dtype!r}, expected a floating-point type of 16 bits or more, as torch.bfloat16")
     model = load_unplaced(what, LoadSpec(encoder, with_predictor, heads, predictor_heads, levels), sha256, **hub)
     if adapter is not None:
         apply_adapters(model, Path(adapter))
