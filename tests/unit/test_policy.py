@@ -107,7 +107,6 @@ FLOAT64_MODULES = {
     "heads/regression.py",
     "pretrained/dense_features.py",
     "pretrained/inputs.py",
-    "pretrained/load.py",
     "pretrained/pixels.py",
     "tasks/common/correspondence.py",
     "tasks/metrics/dense.py",
