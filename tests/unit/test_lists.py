@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.commands import run_tubelet
 from tubelet.data.lists import parse_list
 from tubelet.data.paths import Paths, checksum
 from tubelet.data.sources import list_media
@@ -196,6 +197,21 @@ def test_a_folder_that_may_not_be_listed_is_an_error(tree, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(TubeletError, match=r"/run: cannot be listed \(Permission denied\)"):
         list_media([str(tree)])
+
+
+def test_a_path_that_may_not_be_looked_at_is_an_error(tree, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "secret/index.jsonl")
+
+    monkeypatch.setattr("tubelet.data.sources.is_shards", refuse)
+    with pytest.raises(TubeletError, match=r"run: cannot be read \(Permission denied\); change its permissions"):
+        list_media([str(tree / "run")])
+    monkeypatch.setattr("tubelet.cli.Explain.inputs", refuse)
+    done = run_tubelet("explain", tree / "run/0.mp4")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: secret/index.jsonl: Permission denied; change its permissions\n",
+    )
 
 
 def test_a_relative_source_and_a_link_that_was_moved_are_read_anew(tree, monkeypatch):

@@ -114,6 +114,10 @@ def _run(argv: list[str]) -> str | int | None:
             for line in f"{error.prefix}{error}".split("\n"):  # a list of faults has several
                 print_wrapped(open_console(stderr=True), line)
         return getattr(error, "exit_code", 1)
+    except PermissionError as error:  # of a look at a path, at any place
+        reason = f"{error.filename}: {error.strerror or error}; change its permissions"
+        print_wrapped(open_console(stderr=True), f"error: {reason}")
+        return 1
     except SystemExit as ended:  # help, or a command line that cannot be parsed
         return ended.code
     except KeyboardInterrupt:

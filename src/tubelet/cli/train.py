@@ -77,7 +77,8 @@ class Train(TrainingCommand):
 
     def inputs(self) -> Iterable[str | Path]:
         """See `Command.inputs`."""
-        return () if self.planned.dry_run else super().inputs()
+        stats = [self.stats] if self.stats else []
+        return stats if self.planned.dry_run else [*super().inputs(), *stats]
 
     def run(self) -> None:
         """Train, or print the plan of a dry run."""

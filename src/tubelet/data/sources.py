@@ -142,7 +142,11 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     hidden, has_stacks = _HiddenEntries(), False
     for source in sources:
         single = is_url(source) and suffix_of(source) in (*MANIFEST_SUFFIXES, *MEDIA_SUFFIXES)
-        if not single and is_shards(source):
+        try:
+            of_shards = not single and is_shards(source)
+        except PermissionError as error:
+            raise FileError(f"{source}: cannot be read ({error.strerror}); change its permissions") from error
+        if of_shards:
             root = source.rstrip("/") if is_url(source) else os.path.realpath(Path(source).expanduser())
             shards.setdefault(root, open_shards(root))
             listed, rows = _NONE, None

@@ -128,7 +128,7 @@ def _read_folder(folder: Path) -> LabelTable:
 
 
 def _read_own(path: Path) -> LabelTable:
-    content = read_bytes(path, "check the name of the label table")
+    content = read_bytes(path, "check the name and the permissions of the label table")
     cells = _cells(path, content)
     columns = {name.lower(): name for name in cells.header if name.lower() in COLUMNS}
     for name, others in _OTHER_NAMES.items():

@@ -292,9 +292,10 @@ def _changes(path: Path, config: TrainConfig) -> list[str]:
     """The settings that differ from those of the run, as `name: before -> now`."""
     before = read_config(path.parent)
     if before.model != config.model:
+        differing = ", ".join(each.partition(":")[0] for each in _differences(before.model, config.model))
         raise ConfigError(
-            f"{path}: this run trains another model than the requested one; resume it with the same --model "
-            "and sizes, or choose another --out"
+            f"{path}: this run trains another model than the requested one, which has another {differing}; resume it "
+            "with the same --model, sizes and --stats, or choose another --out"
         )
     return list(_differences(before, config))
 
