@@ -92,6 +92,11 @@ def test_files_of_the_first_format_with_a_causal_key_are_read_and_later_formats_
         load_head(path)
 
 
+def test_views_are_for_tasks_on_clips():
+    with pytest.raises(ConfigError, match="views is 3 and task is 'timeline', expected 1 for other tasks"):
+        tiny_head(tiny_encoder(), "timeline", input={"views": 3})
+
+
 def test_clips_that_make_no_sense_are_refused():
     for changes, message in (
         ({"resize": 16}, "resize is 16, expected at least image_size, 32"),

@@ -43,6 +43,28 @@ def test_options_without_effect_are_errors(saved):
             tubelet.load(saved, dtype=dtype)
 
 
+def test_integers_are_not_taken_for_normalized_pixels(model):
+    pixels = torch.zeros(1, 3, 4, 32, 32)
+    for dtype in (torch.uint8, torch.int64, torch.bool):
+        for call in (model.forward_features, model.forward_intermediates):
+            with pytest.raises(
+                DataError, match=r"pixels are \w+, expected normalized floats; model.encode takes colors"
+            ):
+                call(pixels.to(dtype))
+    with pytest.raises(DataError, match="pixels are int64, expected colors of uint8 or normalized floats"):
+        model.dense_features(pixels.long())
+
+
+def test_what_is_no_config_and_what_is_no_size(model):
+    for config in (None, "vit-b", {"width": 24}):
+        with pytest.raises(ConfigError, match=r"config is of type \w+, expected a ModelConfig, such as model_preset"):
+            tubelet.Backbone(config)
+    features = model.encode(torch.zeros(4, 32, 32, 3, dtype=torch.uint8))
+    for size in (0, 1.5, "a", None, True, (3,), (3, -1)):
+        with pytest.raises(DataError, match=r"size is .*, expected rows and columns of at least 1"):
+            features.upsample(size)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_sizes_and_tensors_that_cannot_be_encoded(model):
     clip = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)

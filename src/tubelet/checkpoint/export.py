@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.config import ModelConfig
-from tubelet.errors import CheckpointError, FileError, MissingPackageError
+from tubelet.errors import CheckpointError, ConfigError, FileError, MissingPackageError
 from tubelet.io.files import file_errors
 from tubelet.io.overwrite_checks import PRODUCER, check_output, mark_archive
 from tubelet.model.encoder import Encoder
@@ -34,6 +34,8 @@ class LevelOutputs(nn.Module):
 
     def __init__(self, model: Encoder) -> None:
         super().__init__()
+        if getattr(model, "int8", False):
+            raise ConfigError("8-bit weights cannot be exported; load the model without int8, and export that")
         self.model = model
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:

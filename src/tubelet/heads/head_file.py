@@ -24,7 +24,7 @@ from tubelet.config.fields import Frames, Rate, Seconds, Settings, Side, from_di
 from tubelet.data.clips import crops_along, resize_center_crop
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.heads.adaptation import adapted_fingerprint, with_encoder_weights
-from tubelet.heads.head_network import HeadNetwork
+from tubelet.heads.head_network import CLIP_TASKS, HeadNetwork
 from tubelet.heads.novelty import NoveltyModel
 from tubelet.io.arrays import read_safetensors
 from tubelet.io.files import atomic_write
@@ -225,6 +225,14 @@ class HeadSpec(Settings):
     scores: tuple[ModelMetrics, ...] = ()
     finetuned: Literal["lora", "full"] | None = None
     version: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.input.views == 1 or self.task in CLIP_TASKS,
+            "views",
+            f"is {self.input.views} and task is {self.task!r}, expected 1 for other tasks than those on clips",
+        )
 
 
 class Head(nn.Module):

@@ -172,11 +172,14 @@ class Backbone(HubEncoder):
             Features of all output levels, (B, N, D) each, in the data type of the model.
 
         Raises:
-            DataError: if values are too large for the data type of the model.
+            DataError: if values are too large for the data type of the model, or integers of another type.
         """
         pixels = pixels.to(self.device, non_blocking=True)
         if pixels.dtype == torch.uint8:
             pixels = normalize(pixels, self.config.pixels, self.dtype)
+        elif not pixels.is_floating_point():
+            kind = str(pixels.dtype).removeprefix("torch.")
+            raise DataError(f"pixels are {kind}, expected colors of uint8 or normalized floats")
         else:
             # A look at the values waits for the device: bfloat16 ends where float32 does.
             narrower = torch.finfo(self.dtype).max < 0.99 * torch.finfo(pixels.dtype).max

@@ -62,13 +62,14 @@ class DenseFeatures:
             (B, T', rows, columns, D).
 
         Raises:
-            DataError: for a size below 1.
+            DataError: for a size below 1, or of another type.
         """
-        rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
-        if not (rows >= 1 and columns >= 1):
+        sizes = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+        whole = all(isinstance(side, (int, np.integer)) and not isinstance(side, bool) for side in sizes)
+        if len(sizes) != 2 or not whole or min(sizes) < 1:
             raise DataError(f"size is {size!r}, expected rows and columns of at least 1")
         images = self.map.flatten(0, 1).permute(0, 3, 1, 2)
-        large = F.interpolate(images, (rows, columns), mode="bilinear", align_corners=False)
+        large = F.interpolate(images, tuple(map(int, sizes)), mode="bilinear", align_corners=False)
         return large.permute(0, 2, 3, 1).unflatten(0, (-1, self.grid.t))
 
     def to(self, device: torch.device | str) -> DenseFeatures:

@@ -51,6 +51,11 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
             with_predictor: whether it has a predictor.
         """
         check(bool, with_predictor, "with_predictor")
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(
+                f"config is of type {type(config).__name__}, expected a ModelConfig, such as model_preset('vit-b'); "
+                "tubelet.load takes names and paths"
+            )
         super().__init__(config)
         self.predictor = Predictor(config) if with_predictor else None
         self.name = "untitled"

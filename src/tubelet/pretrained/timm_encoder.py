@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD
-from tubelet.errors import ConfigError
+from tubelet.errors import ConfigError, DataError
 from tubelet.model.encoder import Encoder
 
 
@@ -61,7 +61,11 @@ class TimmEncoder(Encoder):
         return [{"module": f"blocks.{i}"} | sizes for i in range(self.config.depth)]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Final features (B, N, D) of normalized pixels (B, C, H, W) or (B, C, T, H, W), differentiable."""
+        """Final features (B, N, D) of normalized pixels (B, C, H, W) or (B, C, T, H, W), differentiable.
+
+        Raises:
+            DataError: if pixels are integers.
+        """
         return self.norms[-1](self.get_intermediate_layers(_as_clip(x).to(self.dtype), [self.config.depth - 1])[0])
 
     def forward_intermediates(
@@ -93,6 +97,7 @@ class TimmEncoder(Encoder):
 
         Raises:
             ConfigError: if a block does not exist, or the format is unknown.
+            DataError: if pixels are integers.
         """
         depth = self.config.depth
         requested = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
@@ -120,4 +125,12 @@ class TimmEncoder(Encoder):
 
 
 def _as_clip(x: Tensor) -> Tensor:
+    """Normalized pixels (B, C, H, W) or (B, C, T, H, W) as clips.
+
+    Raises:
+        DataError: they are integers, which are not normalized.
+    """
+    if not x.is_floating_point():
+        kind = str(x.dtype).removeprefix("torch.")
+        raise DataError(f"pixels are {kind}, expected normalized floats; model.encode takes colors of uint8")
     return x.unsqueeze(2) if x.dim() == 4 else x
