@@ -321,6 +321,7 @@ def test_a_table_that_was_killed_before_its_settings_were_written_is_started_ane
         ("[]", "expected an object"),
         ("{}", "its format is None"),
         ('{"format": 1}', "its format is 1, this version reads"),
+        ('{"format": 99}', "its format is 99, this version reads .*; install the version that wrote it"),
     ],
 )
 def test_settings_of_something_else_are_one_clear_sentence(films, model, tmp_path, settings, words):

@@ -148,7 +148,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings: dict[str, Any] = read_json(path / SETTINGS, dict[str, Any], _EMBED_AGAIN)
     if settings.get("format") not in (FORMAT - 1, FORMAT):
         problem = f"its format is {settings.get('format')!r:.100}, this version reads {FORMAT - 1} and {FORMAT}"
-        raise file_error(path / SETTINGS, problem, _EMBED_AGAIN)
+        newer = isinstance(settings.get("format"), int) and settings["format"] > FORMAT
+        raise file_error(path / SETTINGS, problem, "install the version that wrote it" if newer else _EMBED_AGAIN)
     validate_content(_Settings, settings, path / SETTINGS, _EMBED_AGAIN)
     return {"causal": False} | settings
 
