@@ -224,10 +224,10 @@ def _format_warning(message: Any, category: type[Warning], filename: str, lineno
 
 
 @contextmanager
-def files_progress(console: Console, what: str = "files") -> Iterator[Callable[[int, int], None]]:
+def files_progress(console: Console, unit: str = "files") -> Iterator[Callable[[int, int], None]]:
     """A progress bar over files, and the function that moves it to `done` of `total`."""
     with stages_progress(console) as move:
-        yield partial(move, what)
+        yield partial(move, unit)
 
 
 @contextmanager
@@ -240,10 +240,10 @@ def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None
     with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
 
-        def move(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = progress.add_task(what)
-            progress.update(bars[what], completed=done, total=total)
+        def move(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage)
+            progress.update(bars[stage], completed=done, total=total)
 
         yield move
 
@@ -255,15 +255,15 @@ class ProgressLines:
         self._printed = time.monotonic()
         self._first: dict[str, tuple[float, int]] = {}  # stage -> when it was first seen, and how far it was
 
-    def move(self, what: str, done: int, total: int) -> None:
+    def move(self, stage: str, done: int, total: int) -> None:
         """Record that `done` of `total` items of a stage are done."""
         now = time.monotonic()
-        start_time, before = self._first.setdefault(what, (now, done))
+        start_time, before = self._first.setdefault(stage, (now, done))
         if now - self._printed < PROGRESS_SECONDS:
             return
         self._printed = now
         left = f", {duration((now - start_time) / (done - before) * (total - done))} left" if done > before else ""
-        line = f"{time.strftime('%H:%M:%S')} {what}: {done:,} of {total:,}{left}"
+        line = f"{time.strftime('%H:%M:%S')} {stage}: {done:,} of {total:,}{left}"
         print_wrapped(open_console(stderr=True), line)
 
 

@@ -20,7 +20,7 @@ from tubelet.data.containers import MediaBytes
 from tubelet.data.decode import Video, read_frames
 from tubelet.data.video.color import to_bt709
 from tubelet.data.video.image import Converter
-from tubelet.data.video.reader import Shown
+from tubelet.data.video.reader import DecodedFrame
 from tubelet.errors import DecodeError
 
 QUADRANTS = {(-1, -1): 250, (1, -1): 180, (-1, 1): 110, (1, 1): 40}
@@ -353,7 +353,7 @@ def test_color_bars_are_exact_without_a_fast_conversion(pix_fmt: str, height: in
     colors = source_frame("smptehdbars", f"size=192x{height}", "rgb24").to_ndarray(format="rgb24")
     frame = frame_of(colors, "yuv420p" if pix_fmt == "nv12" else pix_fmt, "bt709", full).reformat(format=pix_fmt)
     frame.colorspace, frame.color_range = 1, 1 + full
-    found = Converter("bars", frame, None).image(Shown(frame, 1, 0.0), height, width).astype(int)
+    found = Converter("bars", frame, None).image(DecodedFrame(frame, 1, 0.0), height, width).astype(int)
     flat = flat_areas(colors)
     columns = np.arange(192) * width // 192
     assert np.abs(found[:, columns] - colors)[flat].max() <= 2

@@ -47,13 +47,13 @@ def apply_adapters(encoder: nn.Module, folder: Path) -> None:
 
 
 @torch.no_grad()
-def adapted_weights(weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+def adapted_weights(weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], subject: str) -> dict[str, Tensor]:
     """The weights that adapters change, with the adapters merged into them.
 
     Args:
         weights: weights of the encoder by name.
         adapters: tensors as `get_adapters` names them.
-        what: name of the file of the adapters for the error.
+        subject: name of the file of the adapters for the error.
 
     Raises:
         CheckpointError: if they belong to another encoder.
@@ -72,7 +72,7 @@ def adapted_weights(weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor
             or b.shape[1] != a.shape[0]
         ):
             raise CheckpointError(
-                f"{what}: {layer} does not match this encoder; load the weights that the adapters were trained on"
+                f"{subject}: {layer} does not match this encoder; load the weights that the adapters were trained on"
             )
         changed[layer + ".weight"] = weight + (b @ a).to(weight)
     return changed

@@ -46,19 +46,19 @@ HEADS_FOLDER = "heads"
 _HUB_HEAD = re.compile(rf"({_HUB_ID.pattern})/({HEADS_FOLDER}/[\w.-]+\.safetensors)")
 
 
-def released_name(what: str | Path) -> str | None:
+def released_name(name_or_path: str | Path) -> str | None:
     """The released model of this name, torch.hub's name or file name; None for anything else."""
-    name = str(what)
+    name = str(name_or_path)
     files = {file: released for released, file in RELEASED.items()}
     return name if name in RELEASED else HUB_NAMES.get(name) or files.get(name)
 
 
-def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) -> Path:
-    """The local file or directory that `what` names, downloaded if necessary.
+def resolve_checkpoint(name_or_path: str | Path, sha256: str | None = None, **hub: Any) -> Path:
+    """The local file or directory that `name_or_path` names, downloaded if necessary.
 
     Args:
-        what: a path, RUN/best for the best checkpoint of a run, a released name as in `released_name`, or a Hub id
-            (owner/name).
+        name_or_path: a path, RUN/best for the best checkpoint of a run, a released name as in `released_name`, or a Hub
+            id (owner/name).
         sha256: expected hash of the file, in hexadecimal; None only checks the size after a download.
         hub: `HUB_OPTIONS` of `huggingface_hub`.
 
@@ -66,23 +66,23 @@ def resolve_checkpoint(what: str | Path, sha256: str | None = None, **hub: Any) 
         MissingFileError: if it does not exist here and cannot be downloaded.
         CheckpointError: if the hash differs.
     """
-    require_name(what, "a run directory, a file, a released name or a Hub id")
-    path = resolve_best(Path(what).expanduser())
+    require_name(name_or_path, "a run directory, a file, a released name or a Hub id")
+    path = resolve_best(Path(name_or_path).expanduser())
     if path.exists():
         resolved = path
-    elif released := released_name(what):
+    elif released := released_name(name_or_path):
         resolved = _released(released, local_only=bool(hub.get("local_files_only")))
-    elif _HUB_ID.fullmatch(str(what)) and path.suffix not in (".pt", ".safetensors"):
+    elif _HUB_ID.fullmatch(str(name_or_path)) and path.suffix not in (".pt", ".safetensors"):
         if path.parent.is_dir():
             raise MissingFileError(
-                f"{what}: no such file or directory; not looked up on the Hub, since {path.parent} exists here"
+                f"{name_or_path}: no such file or directory; not looked up on the Hub, since {path.parent} exists here"
             )
-        return _from_hub(str(what), **hub)
+        return _from_hub(str(name_or_path), **hub)
     else:
-        close = get_close_matches(str(what), [*RELEASED, *HUB_NAMES], n=1)
+        close = get_close_matches(str(name_or_path), [*RELEASED, *HUB_NAMES], n=1)
         raise MissingFileError(
-            f"{what}: no such file or directory{f' (nearest released name: {close[0]!r})' if close else ''}; expected "
-            "a run directory, a .safetensors, .pt or .gguf file, a Hub id (owner/name), or one of "
+            f"{name_or_path}: no such file or directory{f' (nearest released name: {close[0]!r})' if close else ''}; "
+            "expected a run directory, a .safetensors, .pt or .gguf file, a Hub id (owner/name), or one of "
             f"{', '.join(RELEASED)}"
         )
     if sha256 is not None:
@@ -101,18 +101,18 @@ def require_name(what: Any, expected: str) -> None:
         raise ConfigError(f"cannot load {found}, expected {expected}")
 
 
-def resolve_head(what: str | Path, **hub: Any) -> Path:
-    """The local head file that `what` names, downloaded if necessary.
+def resolve_head(name_or_path: str | Path, **hub: Any) -> Path:
+    """The local head file that `name_or_path` names, downloaded if necessary.
 
     Args:
-        what: a path, or a head on the Hub: owner/name/heads/HEAD.safetensors.
+        name_or_path: a path, or a head on the Hub: owner/name/heads/HEAD.safetensors.
         hub: `HUB_OPTIONS` of `huggingface_hub`.
 
     Raises:
         MissingFileError: if it is on the Hub by its name, and cannot be downloaded.
     """
-    path = Path(what).expanduser()
-    named = _HUB_HEAD.fullmatch(str(what))
+    path = Path(name_or_path).expanduser()
+    named = _HUB_HEAD.fullmatch(str(name_or_path))
     if path.exists() or named is None or path.parent.is_dir():
         return path
     from huggingface_hub import hf_hub_download
@@ -122,8 +122,8 @@ def resolve_head(what: str | Path, **hub: Any) -> Path:
             return Path(hf_hub_download(named[1], named[2], **hub))
     except Exception as error:  # network, repository, permissions: several classes, which change with the version
         raise MissingFileError(
-            f"{what}: no such file, and the Hub has no head of this name ({first_line(error)}); check the name, the "
-            "network and HF_TOKEN"
+            f"{name_or_path}: no such file, and the Hub has no head of this name ({first_line(error)}); check the "
+            "name, the network and HF_TOKEN"
         ) from error
 
 
@@ -213,9 +213,9 @@ def _from_hub(repository: str, **hub: Any) -> Path:
 
     try:
         # Weights and config only: no pickles, no code.
-        wanted, heads = ["config.json", "*.safetensors"], [f"{HEADS_FOLDER}/*"]
+        patterns, heads = ["config.json", "*.safetensors"], [f"{HEADS_FOLDER}/*"]
         with _one_error():
-            return Path(snapshot_download(repository, allow_patterns=wanted, ignore_patterns=heads, **hub))
+            return Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=heads, **hub))
     except Exception as error:  # network, repository, permissions: several classes, which change with the version
         raise MissingFileError(
             f"{repository}: no such file or directory, and the Hub has no model of this name ({first_line(error)}); "

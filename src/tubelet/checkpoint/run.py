@@ -243,8 +243,8 @@ def _load_into_shards(path: Path, model: VJEPA, optimizer: Optimizer) -> int:
     stored = read_metadata(path)
     state = model.state_dict()
     moments = {name.removeprefix(_OPTIMIZER): value for name, value in stored.items() if name.startswith(_OPTIMIZER)}
-    if wrong := state_dict_mismatches({k: v for k, v in stored.items() if not k.startswith(_OPTIMIZER)}, state):
-        raise CheckpointError(f"{path} does not match the model: {'; '.join(wrong)}")
+    if mismatches := state_dict_mismatches({k: v for k, v in stored.items() if not k.startswith(_OPTIMIZER)}, state):
+        raise CheckpointError(f"{path} does not match the model: {'; '.join(mismatches)}")
     parameters = dict(model.named_parameters())
     empty = {name: _empty_moment(name, parameters, path) for name in moments}
     load_into(path, {**state, **{_OPTIMIZER + name: value for name, value in empty.items()}})
@@ -334,13 +334,13 @@ def no_checkpoint(folder: Path, expected: str) -> MissingFileError:
     return MissingFileError(f"{folder}: no checkpoint in this directory (expected {expected}){first}")
 
 
-def find_checkpoint(what: str | Path) -> Path:
-    """The newest checkpoint of a run directory, the best one for RUN/best, or `what` itself if it is a checkpoint.
+def find_checkpoint(name_or_path: str | Path) -> Path:
+    """The newest checkpoint of a run directory, the best one for RUN/best; the path of a checkpoint itself is returned.
 
     Raises:
         MissingFileError: if there is none.
     """
-    path = resolve_best(Path(what))
+    path = resolve_best(Path(name_or_path))
     if path.is_dir() and not is_sharded(path):
         checkpoints = list_checkpoints(path)
         if not checkpoints:
@@ -372,7 +372,7 @@ def untrained_image_tokenizer(state: Mapping[str, Tensor], prefix: str, config: 
     }
 
 
-def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
+def load_vjepa(name_or_path: str | Path) -> tuple[VJEPA, TrainConfig | None]:
     """Load student, predictor and teacher from a run directory, a checkpoint, or a released .pt file.
 
     Returns:
@@ -382,7 +382,7 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
         CheckpointError: if the file is damaged or does not match the model.
         MissingFileError: if it does not exist.
     """
-    path = find_checkpoint(what)
+    path = find_checkpoint(name_or_path)
     if path.suffix == ".pt":
         released = read_released(path)
         model = VJEPA(released.config)
@@ -395,8 +395,8 @@ def load_vjepa(what: str | Path) -> tuple[VJEPA, TrainConfig | None]:
     state = merge_adapters(tensors)
     with torch.device("meta"):  # compare shapes before allocating memory
         expected = VJEPA(config.model).state_dict()
-    if wrong := state_dict_mismatches(state, expected):
-        raise CheckpointError(f"{path} does not match the model: {'; '.join(wrong)}")
+    if mismatches := state_dict_mismatches(state, expected):
+        raise CheckpointError(f"{path} does not match the model: {'; '.join(mismatches)}")
     model = VJEPA(config.model)
     model.distance_weighting = config.optim.distance_weighting
     for encoder in ("student.", "teacher."):

@@ -147,8 +147,8 @@ def from_transformers(
     )
     if not predictor:
         return TransformersModel(config, own, {}, clip=clip)
-    theirs = {name: value for name, value in names.items() if name.startswith("predictor.")}
-    state = _joined(path, theirs, expected_state(config, "predictor"), _PREDICTOR_NAMES, "V-JEPA 2.1")
+    predictor_tensors = {name: value for name, value in names.items() if name.startswith("predictor.")}
+    state = _joined(path, predictor_tensors, expected_state(config, "predictor"), _PREDICTOR_NAMES, "V-JEPA 2.1")
     return TransformersModel(config, own, from_released_names(state, config, "predictor"), clip=clip)
 
 
@@ -336,8 +336,8 @@ def split_tensors(released: Mapping[str, Tensor], names: tuple[tuple[str, str], 
     """
     split: State = {}
     for name, value in released.items():
-        theirs = _external_names(name, names)
-        split |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
+        external = _external_names(name, names)
+        split |= dict(zip(external, value.chunk(len(external)), strict=True))
     return split
 
 

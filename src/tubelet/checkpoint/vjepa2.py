@@ -109,15 +109,15 @@ def single_norm(released: Mapping[str, Tensor], config: ModelConfig) -> State:
     kernel, bias = released["patch_embed.proj.weight"], released["patch_embed.proj.bias"]
     as_image = kernel.sum(2, keepdim=True)
     close = torch.allclose(released["patch_embed_img.proj.weight"].float(), as_image.float(), rtol=1e-3, atol=1e-6)
-    wrong = [] if close and torch.equal(released["patch_embed_img.proj.bias"], bias) else ["an image tokenizer"]
-    wrong += ["modality embeddings"] if any(released[f"{m}_mod_embed"].any() for m in ("img", "video")) else []
+    differences = [] if close and torch.equal(released["patch_embed_img.proj.bias"], bias) else ["an image tokenizer"]
+    differences += ["modality embeddings"] if any(released[f"{m}_mod_embed"].any() for m in ("img", "video")) else []
     norms = {name: value for name, value in released.items() if name.startswith("norms_block.")}
     last = {part: norms[f"norms_block.{len(config.levels) - 1}.{part}"] for part in ("weight", "bias")}
-    wrong += (
+    differences += (
         [] if all(value.equal(last[name.rsplit(".", 1)[1]]) for name, value in norms.items()) else ["several norms"]
     )
-    if wrong:
-        raise CheckpointError(f"the encoder has {', '.join(wrong)} of its own, which V-JEPA 2.0 does not have")
+    if differences:
+        raise CheckpointError(f"the encoder has {', '.join(differences)} of its own, which V-JEPA 2.0 does not have")
     return {name: released[name] for name in expected_tensors(config) if not name.startswith("norm.")} | {
         f"norm.{part}": value for part, value in last.items()
     }
@@ -127,5 +127,5 @@ def require_match(
     path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], architecture: str = "V-JEPA 2.0"
 ) -> None:
     """Raise a `TubeletError` that lists all names and shapes in which an encoder differs from what is expected."""
-    if wrong := state_dict_mismatches(state, expected):
-        raise CheckpointError(f"{path} does not match its {architecture} architecture: {'; '.join(wrong)}")
+    if mismatches := state_dict_mismatches(state, expected):
+        raise CheckpointError(f"{path} does not match its {architecture} architecture: {'; '.join(mismatches)}")

@@ -165,8 +165,8 @@ def state_dict_from(file: Mapping[str, Any], key: str, path: str | Path) -> Stat
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: {key!r} is {type(state).__name__}, expected a dictionary of tensors")
     for name, value in state.items():
-        whole = isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
-        if not whole or value.is_quantized or value.device.type != "cpu":
+        valid = isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        if not valid or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"{path}: {key!r} holds {ascii(name)[:200]}, which is not a plain tensor")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise CheckpointError(f"{path}: {name} has shape {tuple(value.shape)}, more than its storage in the file")
@@ -266,13 +266,15 @@ def is_vjepa2(state: Mapping[str, Tensor]) -> bool:
 
 
 def _require_match(path: str | Path, modules: Mapping[str, tuple[State, State]]) -> None:
-    wrong = [
+    problems = [
         f"{key}: {'; '.join(mismatches)}"
         for key, (state, expected) in modules.items()
         if (mismatches := state_dict_mismatches(state, expected))
     ]
-    if wrong:
-        raise CheckpointError(f"{path} does not match the architecture inferred from its tensors: {' | '.join(wrong)}")
+    if problems:
+        raise CheckpointError(
+            f"{path} does not match the architecture inferred from its tensors: {' | '.join(problems)}"
+        )
 
 
 def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:

@@ -44,7 +44,7 @@ class Embed(LoadOptions, ConfigurableCommand):
 
         console = open_console()
         with files_progress(console) as progress:
-            made = embed_collection(
+            summary = embed_collection(
                 load(self.model, **self.load_options()),
                 self.sources,
                 self.out,
@@ -52,7 +52,7 @@ class Embed(LoadOptions, ConfigurableCommand):
                 self.model,
                 progress=progress,
             )
-        print_wrapped(console, f"{self.out}: {_summary(made, self.settings.prune)}")
+        print_wrapped(console, f"{self.out}: {_summary(summary, self.settings.prune)}")
 
 
 def _summary(made: "EmbedSummary", pruned: bool) -> str:

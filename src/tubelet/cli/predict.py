@@ -74,7 +74,7 @@ class Predict(LoadOptions, ConfigurableCommand):
         first = next(iter(heads.values()))
         source = self.model or first.spec.encoder.source
         with files_progress(console) as progress:
-            made = predict_collection(
+            summary = predict_collection(
                 load_encoder(first, self.model, **self.load_options()),
                 heads,
                 sources,
@@ -83,14 +83,14 @@ class Predict(LoadOptions, ConfigurableCommand):
                 [*files, source],
                 progress=progress,
             )
-        predictions = made.media_predictions(None if self.settings.video else MAX_FILES)
+        predictions = summary.media_predictions(None if self.settings.video else MAX_FILES)
         if self.settings.video:
             with files_progress(console) as progress:
-                predictions, _ = draw_videos(predictions, made.media, self.out / "videos", made.classes, progress)
-        write_predictions_page(predictions[:MAX_FILES], page, made.classes)
+                predictions, _ = draw_videos(predictions, summary.media, self.out / "videos", summary.classes, progress)
+        write_predictions_page(predictions[:MAX_FILES], page, summary.classes)
         if any(each.labels and each.duration_s for each in predictions):
-            draw_ethogram(predictions[:MAX_FILES], self.out / "ethogram.png", made.classes)
-        for line in summary_lines(made, page):
+            draw_ethogram(predictions[:MAX_FILES], self.out / "ethogram.png", summary.classes)
+        for line in summary_lines(summary, page):
             print_wrapped(console, line)
         for name, head in heads.items():
             print_wrapped(console, f"{escape_filename(name)}: {trust_sentence(head.spec.scores)}")

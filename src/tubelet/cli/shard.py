@@ -47,7 +47,7 @@ class Shard(ConfigurableCommand):
 
         console = open_console()
         with files_progress(console) as progress:
-            made = write_shards(
+            summary = write_shards(
                 self.sources,
                 self.out,
                 self.settings,
@@ -57,9 +57,12 @@ class Shard(ConfigurableCommand):
                 allow_path=self.allow_path,
                 progress=progress,
             )
-        existing = (f" ({made.added} files added)" if made.added else " (already complete)") if made.reused else ""
+        existing = (
+            (f" ({summary.added} files added)" if summary.added else " (already complete)") if summary.reused else ""
+        )
         print_wrapped(
             console,
-            f"{self.out}{existing}: {made.videos} video segments and {made.images} images in {made.shards} shards, "
-            f"{made.size / 1e6:.1f} MB from {made.source_size / 1e6:.1f} MB of sources; {made.bad} bad files",
+            f"{self.out}{existing}: {summary.videos} video segments and {summary.images} images in {summary.shards} "
+            f"shards, {summary.size / 1e6:.1f} MB from {summary.source_size / 1e6:.1f} MB of sources; "
+            f"{summary.bad} bad files",
         )

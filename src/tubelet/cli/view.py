@@ -82,8 +82,8 @@ class View(ConfigurableCommand):
             raise ConfigError("--model is missing; pass a run directory, a model file, a released name or a Hub id")
         console = open_console()
         with files_progress(console) as progress:
-            made = write_feature_page(self.sources, self.model, self.out, self.settings, self.video, progress)
-        for view in made.encoders:
+            summary = write_feature_page(self.sources, self.model, self.out, self.settings, self.video, progress)
+        for view in summary.encoders:
             for name, level in zip(view.names, view.levels, strict=True):
                 print_wrapped(
                     console,
@@ -92,8 +92,8 @@ class View(ConfigurableCommand):
                 )
         print_wrapped(
             console,
-            f"{escape_filename(str(self.out))}: {made.files} file{'s' if made.files != 1 else ''}, {made.tokens:,} "
-            f"tokens a level, {made.size / 1e6:.1f} MB",
+            f"{escape_filename(str(self.out))}: {summary.files} file{'s' if summary.files != 1 else ''}, "
+            f"{summary.tokens:,} tokens a level, {summary.size / 1e6:.1f} MB",
         )
         if self.video is not None:
             print_wrapped(console, escape_filename(str(self.video)))

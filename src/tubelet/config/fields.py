@@ -206,8 +206,8 @@ def _rebuild(kind: Any, value: Any, where: str, path: str) -> Any:
     """Convert a JSON value to the type of a config field: mappings become configs, lists become tuples."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated and (dataclasses.is_dataclass(parts[0]) or isinstance(value, list)):
-        made = _rebuild(parts[0], value, where, path)
-        return made if dataclasses.is_dataclass(parts[0]) else _fit(kind, made, where, path)
+        mapping = _rebuild(parts[0], value, where, path)
+        return mapping if dataclasses.is_dataclass(parts[0]) else _fit(kind, mapping, where, path)
     if isinstance(value, Mapping):  # an optional config
         kind = next((part for part in parts if dataclasses.is_dataclass(part)), kind)
     if dataclasses.is_dataclass(kind):
@@ -216,7 +216,10 @@ def _rebuild(kind: Any, value: Any, where: str, path: str) -> Any:
         kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else (*parts, *parts[-1:] * len(value))
         items = zip(kinds, value, strict=False)
         return _fit(
-            kind, tuple(_rebuild(one, item, where, f"{path}[{i}]") for i, (one, item) in enumerate(items)), where, path
+            kind,
+            tuple(_rebuild(item_kind, item, where, f"{path}[{i}]") for i, (item_kind, item) in enumerate(items)),
+            where,
+            path,
         )
     return _fit(kind, value, where, path)
 

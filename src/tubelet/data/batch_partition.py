@@ -95,10 +95,10 @@ def micro_batches(config: TrainConfig, count: int, rank: int, processes: int) ->
     """
     slices = accumulation_slices(config, {Modality.VIDEO: count}, processes)[Modality.VIDEO]
     boundaries = [group.start for group in mask_groups(config, count)]
-    most = max(len(_split(slices, boundaries, other, processes)) for other in range(processes))
+    num_batches = max(len(_split(slices, boundaries, other, processes)) for other in range(processes))
     batches = [MicroBatch(samples, len(samples)) for samples in _split(slices, boundaries, rank, processes)]
     padding = MicroBatch(batches[-1].samples[-1:], 0)
-    return batches + [padding] * (most - len(batches))
+    return batches + [padding] * (num_batches - len(batches))
 
 
 def rank_samples(batches: Iterable[MicroBatch]) -> list[int]:

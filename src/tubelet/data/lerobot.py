@@ -194,6 +194,6 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 def _episode_table(path: Path, cameras: Sequence[str]) -> list[dict[str, Any]]:
     table = read_parquet(path, None, _REMEDY)
     parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-    wanted = ["episode_index", "tasks", *(f"videos/{camera}/{part}" for camera in cameras for part in parts)]
-    rows: list[dict[str, Any]] = table.select([name for name in wanted if name in table.column_names]).to_pylist()
+    column_names = ["episode_index", "tasks", *(f"videos/{camera}/{part}" for camera in cameras for part in parts)]
+    rows: list[dict[str, Any]] = table.select([name for name in column_names if name in table.column_names]).to_pylist()
     return rows

@@ -134,9 +134,9 @@ def parse_list(name: str, data: bytes, existing: Existing) -> PathList:
     if not len(lines):
         return PathList(pa.array([], _TEXT), None, numbers, "no lines")
     best = _choose(_interpretations(text, lines, numbers), existing)
-    wrong = np.flatnonzero(~best.valid)
-    if len(wrong):
-        raise DataError(f"{name}, line {best.lines[wrong[0]]}: {_explain(text, best, wrong)}")
+    invalid = np.flatnonzero(~best.valid)
+    if len(invalid):
+        raise DataError(f"{name}, line {best.lines[invalid[0]]}: {_explain(text, best, invalid)}")
     if best.named:
         warn_of_misnamed_columns(name, re.split(r'["\s,;]+', lines[0].as_py().lower()))
     return PathList(best.paths, best.labels, best.lines, best.form, best.values, best.decimal_comma)
@@ -348,18 +348,27 @@ def _split_at_path(lines: pa.Array, numbers: np.ndarray, separator: str) -> _Int
 
 def _choose(interpretations: Sequence[_Interpretation], existing: Existing) -> _Interpretation:
     """The interpretation with most valid lines, of these with most media, of these with most existing paths."""
-    named = [one for one in interpretations if one.named and len(one)]
+    named = [interpretation for interpretation in interpretations if interpretation.named and len(interpretation)]
     if named and not interpretations[0].perfect:
         interpretations = named
-    ranks = [(int(one.valid.sum()) - len(one), int(one.media.sum())) for one in interpretations]
-    best_ones = [one for one, rank in zip(interpretations, ranks, strict=True) if rank == max(ranks)]
-    distinct = [one for i, one in enumerate(best_ones) if not any(one.paths.equals(o.paths) for o in best_ones[:i])]
+    ranks = [
+        (int(interpretation.valid.sum()) - len(interpretation), int(interpretation.media.sum()))
+        for interpretation in interpretations
+    ]
+    best_ones = [
+        interpretation for interpretation, rank in zip(interpretations, ranks, strict=True) if rank == max(ranks)
+    ]
+    distinct = [
+        interpretation
+        for i, interpretation in enumerate(best_ones)
+        if not any(interpretation.paths.equals(o.paths) for o in best_ones[:i])
+    ]
     best = distinct[0]
     if len(distinct) > 1:
-        existing_counts = [existing(_samples(one, distinct)) for one in distinct]
+        existing_counts = [existing(_samples(interpretation, distinct)) for interpretation in distinct]
         best = distinct[existing_counts.index(max(existing_counts))]
-    same = (one for one in best_ones if one.paths.equals(best.paths))
-    return next((one for one in same if one.labels is not None), best)
+    same = (interpretation for interpretation in best_ones if interpretation.paths.equals(best.paths))
+    return next((interpretation for interpretation in same if interpretation.labels is not None), best)
 
 
 def _samples(interpretation: _Interpretation, interpretations: Sequence[_Interpretation]) -> list[str]:

@@ -292,14 +292,14 @@ def step_loader(
         TubeletError: the batch is too small to mix both modalities on every process, or shared memory is too small.
     """
     dataset = StepDataset(config, media, rank, processes)
-    ahead = step_prefetch(config, media, rank, processes)
+    prefetch = step_prefetch(config, media, rank, processes)
     return WorkerLoader(
         dataset,
-        ahead.workers,
+        prefetch.workers,
         status=dataset.status,
         timeout_s=config.guards.data_timeout_s,
         item_bytes=step_bytes(config, dataset.partition),
-        prefetch=ahead.factor,
+        prefetch=prefetch.factor,
         batch_size=None,
         sampler=range(start + left_out, config.steps + left_out),
         pin_memory=pin_memory,

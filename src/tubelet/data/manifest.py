@@ -215,8 +215,8 @@ def _plain_url(url: str) -> str:
     host, _, path = rest.partition("/")
     query = ""
     if scheme.lower() in ("http", "https"):
-        path, mark, query = path.partition("?")
-        query = mark + query
+        path, separator, query = path.partition("?")
+        query = separator + query
         if ".." in unquote(path):  # a server reads %2e%2e as dots
             path = quote(unquote(path))
     return f"{scheme.lower()}://{host}/{_without_dots(path)}".rstrip("/") + query

@@ -131,7 +131,7 @@ def _key(path: str, start_s: float, end_s: float) -> str:
     return path if np.isnan(start_s) else span_name(path, start_s, None if np.isnan(end_s) else end_s)
 
 
-def check_same_settings(path: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same_settings(path: Path, subject: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to continue a table that has rows with other settings.
 
     Rows of another data type (`dtype`), as of another machine, differ by rounding only: that is logged. Tables of
@@ -139,7 +139,7 @@ def check_same_settings(path: Path, what: str, before: Mapping[str, Any], now: M
 
     Args:
         path: the folder.
-        what: what the rows are, such as "features".
+        subject: what the rows are, such as "features".
         before: settings of the table.
         now: settings to compare.
 
@@ -151,9 +151,9 @@ def check_same_settings(path: Path, what: str, before: Mapping[str, Any], now: M
     dtype = differs.pop("dtype", None)
     changed = list(differs.values())
     if changed:
-        raise DataError(f"{path}: has {what} with other settings ({'; '.join(changed)}); choose another --out")
+        raise DataError(f"{path}: has {subject} with other settings ({'; '.join(changed)}); choose another --out")
     if dtype is not None:
-        logger.warning(f"{path}: continued with another data type ({dtype}); {what} differ by its rounding")
+        logger.warning(f"{path}: continued with another data type ({dtype}); {subject} differ by its rounding")
 
 
 def rows_to_table(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> pa.Table:

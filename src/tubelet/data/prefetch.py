@@ -31,7 +31,9 @@ class Prefetch(NamedTuple):
         return self.workers * (self.factor or 0)
 
 
-def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, most: int = PREFETCH) -> Prefetch:
+def prefetch_within(
+    limit_mb: int, item: str, item_bytes: int, workers: int, max_per_worker: int = PREFETCH
+) -> Prefetch:
     """Choose how many processes prefetch items, so that these fit into a limit.
 
     With processes, at least one item is prefetched even if it is larger than the limit; the note says so.
@@ -41,7 +43,7 @@ def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, mos
         item: name of an item in the note, such as "a step's samples".
         item_bytes: bytes of an item.
         workers: requested number of processes.
-        most: largest number of items that each process prefetches.
+        max_per_worker: largest number of items that each process prefetches.
     """
     if workers == 0:
         return Prefetch(0, None, None)
@@ -49,7 +51,7 @@ def prefetch_within(limit_mb: int, item: str, item_bytes: int, workers: int, mos
     size = f"{item} are {item_bytes / MB:,.1f} MB"
     if room >= workers:  # of one worker, even where its item is too large
         note = f"{size}, more than --prefetch-mb {limit_mb}" if item_bytes > limit_mb * MB else None
-        return Prefetch(workers, min(most, room // workers), note)
+        return Prefetch(workers, min(max_per_worker, room // workers), note)
     if item_bytes > limit_mb * MB:
         size += f", more than --prefetch-mb {limit_mb}, and one is prefetched at a time"
     else:
@@ -71,16 +73,18 @@ def prefetch_auto(limit_mb: int, item: str, item_bytes: int, workers: int | Lite
     if workers != "auto" or free is None:
         return prefetch_within(limit_mb, item, item_bytes, count)
     room = max(free // max(item_bytes, 1) - 1, 1)  # one more is in the hands of the parent
-    some = min(count, room)
-    ahead = prefetch_within(limit_mb, item, item_bytes, some, most=min(PREFETCH, room // some))
+    num_workers = min(count, room)
+    prefetch = prefetch_within(
+        limit_mb, item, item_bytes, num_workers, max_per_worker=min(PREFETCH, room // num_workers)
+    )
     if room >= count:
-        return ahead
+        return prefetch
     enough = max(1, round(2 * (count + 1) * item_bytes / 1e9))
     note = (
-        f"{SHARED_MEMORY} has {free / MB:,.0f} MB free, and {item} are {item_bytes / MB:,.1f} MB: {ahead.workers} of "
-        f"{count} workers start; docker run --shm-size {enough}g has room for all"
+        f"{SHARED_MEMORY} has {free / MB:,.0f} MB free, and {item} are {item_bytes / MB:,.1f} MB: {prefetch.workers} "
+        f"of {count} workers start; docker run --shm-size {enough}g has room for all"
     )
-    return ahead._replace(note="; ".join(filter(None, (note, ahead.note))))
+    return prefetch._replace(note="; ".join(filter(None, (note, prefetch.note))))
 
 
 def prefetching_loader(
@@ -99,9 +103,9 @@ def prefetching_loader(
     Raises:
         TubeletError: shared memory is too small for the batches of the workers.
     """
-    ahead = prefetch_within(limit_mb, item, item_bytes, workers)
-    if ahead.note:
-        warnings.warn(ahead.note, stacklevel=3)
+    prefetch = prefetch_within(limit_mb, item, item_bytes, workers)
+    if prefetch.note:
+        warnings.warn(prefetch.note, stacklevel=3)
     return WorkerLoader(
-        batches, ahead.workers, status=status, item_bytes=item_bytes, prefetch=ahead.factor, batch_size=None
+        batches, prefetch.workers, status=status, item_bytes=item_bytes, prefetch=prefetch.factor, batch_size=None
     )

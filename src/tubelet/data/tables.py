@@ -35,8 +35,8 @@ def decode_list(data: bytes, name: str | Path, whole: bool = True) -> str:
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(data, final=whole)
     except UnicodeDecodeError as error:
-        what = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} of its byte order mark"
-        raise DataError(f"{name}: is not {what} text (byte {error.start}); save the list as UTF-8") from error
+        expected = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} of its byte order mark"
+        raise DataError(f"{name}: is not {expected} text (byte {error.start}); save the list as UTF-8") from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(
@@ -118,13 +118,17 @@ def parse_table(data: bytes, name: str | Path, columns: Sequence[str] | None) ->
     blank = len(text) - len(text.lstrip("\n"))
     text = text[blank:]
     first = text.split("\n", 1)[0]
-    headers = {mark: [cell.strip() for cell in next(csv.reader([first], delimiter=mark), [])] for mark in ",\t;"}
+    headers = {
+        separator: [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])] for separator in ",\t;"
+    }
     sought = columns or ()
-    mark = max(headers, key=lambda mark: (sum(column in headers[mark] for column in sought), len(headers[mark])))
-    table = TextTable(headers[mark], [], [], mark)
+    separator = max(
+        headers, key=lambda separator: (sum(column in headers[separator] for column in sought), len(headers[separator]))
+    )
+    table = TextTable(headers[separator], [], [], separator)
     header = table.header
     required = set(header if columns is None else columns)
-    reader = csv.reader(io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=True)
+    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
     try:
         for row in reader:
             if reader.line_num == 1 or not any(map(str.strip, row)):
@@ -137,7 +141,7 @@ def parse_table(data: bytes, name: str | Path, columns: Sequence[str] | None) ->
                     (
                         line,
                         f"has {len(row)} values, the header {len(header)} columns; put a value that contains "
-                        f"{SEPARATORS[mark]} in quotes",
+                        f"{SEPARATORS[separator]} in quotes",
                     )
                 )
             else:

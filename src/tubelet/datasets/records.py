@@ -430,11 +430,11 @@ def check_samples(samples: list[DenseSample], split: str, root: Path) -> list[De
     if not samples:
         raise DataError(f"{root}: no images in the {split} split")
     for sample in samples:
-        for path, what in ((sample.image, "image"), (sample.target, "annotation")):
+        for path, kind in ((sample.image, "image"), (sample.target, "annotation")):
             if not path.is_file():
                 other = find_other_suffix(path)
                 hint = f"; found {other.name} instead" if other else ""
-                raise MissingFileError(f"{path}: missing {what} of {sample.name} in the {split} split{hint}")
+                raise MissingFileError(f"{path}: missing {kind} of {sample.name} in the {split} split{hint}")
     return samples
 
 

@@ -125,12 +125,12 @@ def _embed(
     table.drop(clips.changed | clips.gone if config.prune else clips.changed)
     finished = before = total - clips.remaining()
     bad: list[BadFile] = []
-    made: Counter[str] = Counter()  # rows of each file and span
+    row_counts: Counter[str] = Counter()  # rows of each file and span
     noted: Counter[str] = Counter()
     progress(finished, total)
     try:
         for batch in clip_loader(clips):
-            made.update(row["key"] for row in batch.rows)
+            row_counts.update(row["key"] for row in batch.rows)
             new = list(batch.bad)
             if batch.pixels is not None:
                 rows = _rows(model, batch, batch.pixels, config)
@@ -149,14 +149,14 @@ def _embed(
             check_failed_fraction(bad, total, config.max_failed_fraction)
     finally:  # computed rows are kept after any error, except those of truncated files
         names = {escape_filename(file.path) for file in bad}
-        truncated = {key for key in names if key in made or key in clips.done}
+        truncated = {key for key in names if key in row_counts or key in clips.done}
         listed = "".join(json.dumps(asdict(file)) + "\n" for file in bad)
         try:
             _write(table, truncated, listed)
         except RuntimeError:  # the death of a worker is raised once, possibly here
             _write(table, truncated, listed)
             raise
-    complete = sum(count for key, count in made.items() if key not in truncated)
+    complete = sum(count for key, count in row_counts.items() if key not in truncated)
     changed = clips.changed - names
     return EmbedSummary(
         files=total,

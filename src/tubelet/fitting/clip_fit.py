@@ -166,26 +166,26 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
     """
     data, splits = load_clip_data(context, objective)
     trial = partial(train_clips, context, objective, data)
-    tried = candidates(context.task, context.config.networks or networks, context.config, len(splits[0][0]))
+    grid = candidates(context.task, context.config.networks or networks, context.config, len(splits[0][0]))
     inner = [inner_split(context, data, train) for train, _ in splits]
-    scores = np.zeros((len(inner), len(tried)))
+    scores = np.zeros((len(inner), len(grid)))
     logits_of: list[list[Tensor]] = []
     for i, (fitting, choosing) in enumerate(inner):
-        logits_of.append([logits for _, logits, _ in trial(tried, fitting, choosing)])
+        logits_of.append([logits for _, logits, _ in trial(grid, fitting, choosing)])
         targets = data.targets[choosing]
         scores[i] = [objective.choose(logits, targets) for logits in logits_of[-1]]
     mean = scores.mean(0)
     if not np.isfinite(mean).any():
         raise DataError("all heads diverged; lower --learning-rates, or leave them out")
     best = int(np.where(np.isfinite(mean), mean, -np.inf).argmax())
-    outer = [trial([tried[best]], train, held_out)[0] for train, held_out in splits]
+    outer = [trial([grid[best]], train, held_out)[0] for train, held_out in splits]
     network, scale = outer[0][0], outer[0][2]
     if len(splits) > 1:  # measured by folds: the head itself learns from all rows
-        network, _, scale = trial([tried[best]], np.arange(len(data.targets)), splits[0][1][:1])[0]
+        network, _, scale = trial([grid[best]], np.arange(len(data.targets)), splits[0][1][:1])[0]
     return ClipFit(
         network=network,
-        candidate=tried[best],
-        options=_options(tried[best], objective, len(splits[0][0]) if len(splits) == 1 else len(data.targets)),
+        candidate=grid[best],
+        options=_options(grid[best], objective, len(splits[0][0]) if len(splits) == 1 else len(data.targets)),
         scale=scale,
         features=data.features,
         targets=data.targets,
@@ -194,7 +194,7 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
         logits=torch.cat([logits for _, logits, _ in outer]),
         chosen_logits=torch.cat([logits[best] for logits in logits_of]),
         chosen_targets=torch.cat([data.targets[choosing] for _, choosing in inner]),
-        sweep=[{**candidate.describe(), "score": value} for candidate, value in zip(tried, mean.tolist(), strict=True)],
+        sweep=[{**candidate.describe(), "score": value} for candidate, value in zip(grid, mean.tolist(), strict=True)],
     )
 
 
@@ -260,7 +260,7 @@ def train_clips(
     context: FitContext,
     objective: ClipObjective,
     data: ClipData,
-    tried: Sequence[Candidate],
+    grid: Sequence[Candidate],
     train: NDArray[np.int64],
     test: NDArray[np.int64],
 ) -> list[tuple[nn.Module, Tensor, Tensor]]:
@@ -284,7 +284,7 @@ def train_clips(
     samples = (features.tokens[learned.clips], learned.targets, learned.weights)
     networks = train_candidates(
         context,
-        tried,
+        grid,
         make,
         lambda candidate, start: clip_batches(*samples, context.config.seed, candidate, start),
         objective.loss,

@@ -116,8 +116,12 @@ def _baseline_logits(
     """Name and held-out logits (h, K) of each baseline, trained on the same rows as the head."""
     features, K = fit.features, fit.targets.shape[1]
     constant = "majority class" if objective.link != "identity" else "mean value"
-    shares = fit.targets[np.concatenate([train for train, _ in fit.splits])].mean(0)
-    logits = {"log": shares.clamp(min=1e-6).log(), "logit": shares.logit(1e-6), "identity": shares}[objective.link]
+    class_fractions = fit.targets[np.concatenate([train for train, _ in fit.splits])].mean(0)
+    logits = {
+        "log": class_fractions.clamp(min=1e-6).log(),
+        "logit": class_fractions.logit(1e-6),
+        "identity": class_fractions,
+    }[objective.link]
     baselines = [(constant, logits.expand(len(fit.held_out), K))]
     linear = candidates(context.task, ("linear",), context.config, len(fit.targets))[0]
     neighbors = Candidate(network="knn", options={}, hparams=None)

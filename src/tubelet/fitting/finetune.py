@@ -101,14 +101,14 @@ class FinetuneRecipe:
 
     def describe(self) -> str:
         """A sentence for the protocol of a result."""
-        what = f"adapters of rank {self.lora_rank}" if self.finetuned == "lora" else "all weights"
+        trained_weights = f"adapters of rank {self.lora_rank}" if self.finetuned == "lora" else "all weights"
         decay = f", learning rates times {self.layer_decay:g} from layer to layer" if self.layer_decay != 1 else ""
         return (
-            f"The encoder was trained too ({what}): {self.epochs} epochs of the training clips at random crops "
-            f"of {self.crop_scale[0]:g} to {self.crop_scale[1]:g} of the frame{' and flips' if self.flip else ''}, "
-            f"{self.batch_size} clips a step, AdamW with a peak learning rate of {self.lr:g}{decay}, weight decay "
-            f"{WEIGHT_DECAY:g}, from the network of the frozen encoder on. The weights are those of the last step: "
-            "nothing was chosen by held-out rows."
+            f"The encoder was trained too ({trained_weights}): {self.epochs} epochs of the training clips at random "
+            f"crops of {self.crop_scale[0]:g} to {self.crop_scale[1]:g} of the "
+            f"frame{' and flips' if self.flip else ''}, {self.batch_size} clips a step, AdamW with a peak learning "
+            f"rate of {self.lr:g}{decay}, weight decay {WEIGHT_DECAY:g}, from the network of the frozen encoder on. "
+            "The weights are those of the last step: nothing was chosen by held-out rows."
         )
 
 
@@ -351,16 +351,16 @@ def _loader(
     """Pixels, targets and weights of each step."""
     config, head_input, sizes = context.config, context.head_input, context.model.config
     size = sizes.clip_bytes(head_input.frames, head_input.image_size) * max(map(len, batches), default=0)
-    ahead = prefetch_within(config.prefetch_mb, "the clips of a step", size, config.workers)
-    if ahead.note and batches:
-        warnings.warn(ahead.note, stacklevel=2)
-    dataset = AugmentedClips(clips, head_input, recipe, config.seed, ahead.workers, sizes.pixels)
+    prefetch = prefetch_within(config.prefetch_mb, "the clips of a step", size, config.workers)
+    if prefetch.note and batches:
+        warnings.warn(prefetch.note, stacklevel=2)
+    dataset = AugmentedClips(clips, head_input, recipe, config.seed, prefetch.workers, sizes.pixels)
     return WorkerLoader(
         dataset,
-        ahead.workers if batches else 0,
+        prefetch.workers if batches else 0,
         status=dataset.status,
         item_bytes=size,
-        prefetch=ahead.factor,
+        prefetch=prefetch.factor,
         batch_sampler=batches,
         pin_memory=context.model.device.type == "cuda",
     )

@@ -338,9 +338,9 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
     if len(context.splits) > 1:  # measured by folds: the head in the file learns from all rows
         everything = np.arange(len(inputs.samples))
         dataset = objective.dataset(context.table, inputs.samples, everything)
-        whole = replace(context, splits=[(everything, everything)])
+        full_context = replace(context, splits=[(everything, everything)])
         _, final = objective.train(
-            evaluation_context(whole, objective),
+            evaluation_context(full_context, objective),
             dataset,
             inputs.samples,
             partial(_select, inputs.units),

@@ -153,10 +153,13 @@ def write_suggestions(suggestions: Sequence[Suggestion], path: Path, targets: Se
     """
     names = list(targets) or ["label"]
     rows = [
-        [str(one.path), *(("", "") if one.end_s <= 0 else (f"{one.start_s:.3f}", f"{one.end_s:.3f}"))]
+        [
+            str(suggestion.path),
+            *(("", "") if suggestion.end_s <= 0 else (f"{suggestion.start_s:.3f}", f"{suggestion.end_s:.3f}")),
+        ]
         + [""] * len(names)
-        + [one.answer, f"{one.score:.4f}"]
-        for one in suggestions
+        + [suggestion.answer, f"{suggestion.score:.4f}"]
+        for suggestion in suggestions
     ]
     ascii_only = all(cell.isascii() for row in rows for cell in row)
     with (
@@ -179,17 +182,17 @@ def find_unlabeled(context: FitContext) -> UnlabeledClips:
     table, config = context.table, context.config
     if context.task in ("segmentation", "depth"):
         raise ConfigError(f"suggest is {config.suggest}, but is not supported by {context.task}; remove it")
-    most = max(MIN_CANDIDATES, CANDIDATES_EACH * config.suggest)
+    limit = max(MIN_CANDIDATES, CANDIDATES_EACH * config.suggest)
     sources = config.unlabeled or sorted({str(row.path.parent) for row in table.rows})
     media = list_media(sources)
     index = build_index(media, Modality.IMAGE if context.head_input.frames == 1 else Modality.VIDEO)
     clips = [(Path(path), index.span(number) or (0.0, None)) for number, path in enumerate(index.files)]
-    whole = {row.path.resolve() for row in table.rows if row.start_s is None or context.task == "timeline"}
+    labeled_files = {row.path.resolve() for row in table.rows if row.start_s is None or context.task == "timeline"}
     spans: dict[Path, list[tuple[float, float]]] = {}
     for row in table.rows:
         if row.start_s is not None and row.end_s is not None:
             spans.setdefault(row.path.resolve(), []).append((row.start_s, row.end_s))
-    parts = _evenly([(file, span) for file, span in clips if file.resolve() not in whole], most)
+    parts = _evenly([(file, span) for file, span in clips if file.resolve() not in labeled_files], limit)
     files = list(dict.fromkeys(file for file, _ in parts))
     bare = LabelTable(path=table.path, format="", digest="", columns=(), rows=[_row(file) for file in files])
     facts = read_media_facts(bare, context.task, max(1, config.workers))
@@ -214,7 +217,7 @@ def find_unlabeled(context: FitContext) -> UnlabeledClips:
             f"suggest is {config.suggest}, but nothing in {', '.join(sources[:3])} is unlabeled; name folders or files "
             "that are with --unlabeled"
         )
-    return UnlabeledClips(_evenly(rows, most), durations_s)
+    return UnlabeledClips(_evenly(rows, limit), durations_s)
 
 
 def _row(path: Path, start_s: float | None = None, end_s: float | None = None) -> LabelRow:
@@ -235,11 +238,11 @@ def _clips_of(
     return [_row(file, a, b) for a, b in ends if not any(s < b - 1e-3 and a < e - 1e-3 for s, e in labeled)]
 
 
-def _evenly(items: list[Item], most: int) -> list[Item]:
+def _evenly(items: list[Item], limit: int) -> list[Item]:
     """At most so many items, evenly from all."""
-    if len(items) <= most:
+    if len(items) <= limit:
         return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+    return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
 
 
 @torch.no_grad()
@@ -248,9 +251,9 @@ def _answers(head: Head, features: ClipFeatures) -> _ClipPredictions:
     outputs = torch.cat([head(part.float()).cpu() for part in features.tokens.split(_BATCH)])
     if head.spec.task == "timeline":  # (n, T, K): a clip is as sure as its steps are on average
         by_clip = _margins(outputs, head, ()).mean(1).double().numpy()
-        return _ClipPredictions([_text(one, head) for one in outputs.mean(1)], by_clip, by_clip)
+        return _ClipPredictions([_text(prediction, head) for prediction in outputs.mean(1)], by_clip, by_clip)
     values = mean_by_row(outputs, features.owner)
-    texts = [_text(one, head) for one in values]
+    texts = [_text(prediction, head) for prediction in values]
     if head.spec.task == "regression":
         return _far_answers(head, features.pooled, texts)
     margins = _margins(values, head, head.spec.thresholds).double().numpy()

@@ -151,7 +151,7 @@ def inner_split(context: FitContext, data: TimelineData, train: Sequence[int]) -
                 "videos (one to train on, one to choose by, one to measure on)"
             ],
         ) from error
-    fitting, choosing = (list(dict.fromkeys(paths[rows[r].path] for r in side)) for side in halves)
+    fitting, choosing = (list(dict.fromkeys(paths[rows[r].path] for r in rows_of_half)) for rows_of_half in halves)
     return fitting, choosing
 
 
@@ -160,11 +160,11 @@ def class_weights(videos: Sequence[LabeledVideo], exclusive: bool) -> Tensor:
 
     Where classes exclude each other they weigh the loss of a step of that class; otherwise the loss of its presence.
     """
-    share = torch.cat([video.targets for video in videos]).mean(0).clamp(min=1e-4)
+    fraction = torch.cat([video.targets for video in videos]).mean(0).clamp(min=1e-4)
     if exclusive:
-        weights = share.rsqrt()
-        return weights / (weights * share).sum()
-    return ((1 - share) / share).sqrt().clamp(0.5, 20)
+        weights = fraction.rsqrt()
+        return weights / (weights * fraction).sum()
+    return ((1 - fraction) / fraction).sqrt().clamp(0.5, 20)
 
 
 def sequence_count(videos: Sequence[LabeledVideo]) -> int:
@@ -197,7 +197,7 @@ def sequence_batches(
 
 
 def train_timelines(
-    context: FitContext, data: TimelineData, tried: Sequence[Candidate], train: Sequence[int]
+    context: FitContext, data: TimelineData, grid: Sequence[Candidate], train: Sequence[int]
 ) -> list[nn.Module]:
     """Train candidates on some videos."""
     videos = [data.videos[i] for i in train]
@@ -220,7 +220,7 @@ def train_timelines(
 
     return train_candidates(
         context,
-        tried,
+        grid,
         make,
         lambda candidate, start: sequence_batches(videos, context.config.seed, candidate, start),
         loss,

@@ -118,5 +118,5 @@ def reliability_bins(scores: ArrayLike, right: ArrayLike, bins: int = BINS) -> l
 
 def expected_calibration_error(bins: list[ScoreBin]) -> float:
     """Mean distance of scores from frequencies, by bin (Guo et al. 2017, equation 3); 0 is perfect."""
-    total = sum(one.samples for one in bins)
-    return sum(one.samples * abs(one.accuracy - one.score) for one in bins) / total
+    total = sum(score_bin.samples for score_bin in bins)
+    return sum(score_bin.samples * abs(score_bin.accuracy - score_bin.score) for score_bin in bins) / total

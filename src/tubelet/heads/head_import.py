@@ -56,7 +56,7 @@ RELEASED_PROBES = {
 
 
 def import_head(
-    what: str | Path,
+    name_or_path: str | Path,
     encoder: str | Path | Backbone | None = None,
     classes: Sequence[str] | None = None,
     **hub: Any,
@@ -64,7 +64,7 @@ def import_head(
     """A head from a released probe, or from a classification model of `transformers`.
 
     Args:
-        what: the .pt file of a released probe; or a folder, or repository of the Hub, with a
+        name_or_path: the .pt file of a released probe; or a folder, or repository of the Hub, with a
             `VJEPA2ForVideoClassification` or a `TubeletForVideoClassification`.
         encoder: the encoder of a released probe, or anything that `tubelet.load` takes; None is the one that the probe
             was trained on, by its file name. That of a folder is in the folder.
@@ -76,12 +76,18 @@ def import_head(
         ConfigError: if the encoder of a probe is not known, or the number of names is not that of the classes.
         MissingFileError: if it does not exist.
     """
-    path = resolve_checkpoint(what, **hub) if Path(what).suffix != ".pt" else Path(what).expanduser()
-    head = _from_folder(path, str(what), encoder) if path.is_dir() else _from_release(path, encoder)
+    path = (
+        resolve_checkpoint(name_or_path, **hub)
+        if Path(name_or_path).suffix != ".pt"
+        else Path(name_or_path).expanduser()
+    )
+    head = _from_folder(path, str(name_or_path), encoder) if path.is_dir() else _from_release(path, encoder)
     if classes is None:
         return head
     if len(classes) != len(head.spec.classes) or len(set(classes)) < len(classes):
-        raise ConfigError(f"{what}: {len(set(classes))} different names of classes, expected {len(head.spec.classes)}")
+        raise ConfigError(
+            f"{name_or_path}: {len(set(classes))} different names of classes, expected {len(head.spec.classes)}"
+        )
     return _with_classes(head, tuple(classes))
 
 
@@ -114,7 +120,7 @@ def _from_release(path: Path, encoder: str | Path | Backbone | None) -> Head:
     return _probe_head(state, {"blocks": blocks, "heads": _PROBE_HEADS}, numbers, clips, model, name, str(path))
 
 
-def _from_folder(path: Path, what: str, encoder: str | Path | Backbone | None) -> Head:
+def _from_folder(path: Path, name_or_path: str, encoder: str | Path | Backbone | None) -> Head:
     values = read_transformers_config(path / "config.json")
     if encoder is not None:
         raise ConfigError(f"{path}: has an encoder of its own; omit the other one")
@@ -122,7 +128,7 @@ def _from_folder(path: Path, what: str, encoder: str | Path | Backbone | None) -
     model = load_unplaced(path, LoadSpec())
     classes = _class_names(path, values)
     if values["model_type"] == MODEL_TYPE:
-        return _from_tubelet(path, what, values, tensors, model, classes)
+        return _from_tubelet(path, name_or_path, values, tensors, model, classes)
     if values["model_type"] != "vjepa2":
         raise CheckpointError(f"{path}: a head of model_type {values['model_type']!r} is not supported")
     names = {name: value for name, value in tensors.items() if name.startswith(("pooler.", "classifier."))}
@@ -132,15 +138,17 @@ def _from_folder(path: Path, what: str, encoder: str | Path | Backbone | None) -
     if count != len(classes):
         raise CheckpointError(f"{path}: id2label has {len(classes)} names, expected those of {count} classes")
     clips = _clips(path / "config.json", values)
-    return _probe_head(state, {"blocks": blocks, "heads": model.config.heads}, classes, clips, model, what, str(path))
+    return _probe_head(
+        state, {"blocks": blocks, "heads": model.config.heads}, classes, clips, model, name_or_path, str(path)
+    )
 
 
 def _clips(path: Path, values: Mapping[str, Any]) -> HeadInput:
     """The clips of a `VJEPA2ForVideoClassification`, by its config."""
     defaults = {"crop_size": 256, "frames_per_clip": 64, "fps": DEFAULT_FPS}
     size, frames, fps = (values.get(key, default) for key, default in defaults.items())
-    whole = all(isinstance(value, int) and 0 < value <= 65_536 for value in (size, frames))
-    if not (whole and isinstance(fps, (int, float)) and 0 < fps <= 65_536):
+    valid = all(isinstance(value, int) and 0 < value <= 65_536 for value in (size, frames))
+    if not (valid and isinstance(fps, (int, float)) and 0 < fps <= 65_536):
         raise CheckpointError(
             f"{path}: crop_size, frames_per_clip and fps are {size!r:.40}, {frames!r:.40} and {fps!r:.40}, expected "
             "positive numbers"
@@ -150,7 +158,7 @@ def _clips(path: Path, values: Mapping[str, Any]) -> HeadInput:
 
 def _from_tubelet(
     path: Path,
-    what: str,
+    name_or_path: str,
     values: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     model: Backbone,
@@ -168,7 +176,7 @@ def _from_tubelet(
         width=model.config.width * len(clips.levels),
         classes=classes,
         input=clips,
-        encoder=_identity(model, what),
+        encoder=_identity(model, name_or_path),
         exclusive=not multilabel,
         thresholds=(0.5,) * len(classes) if multilabel else (),
         temperature=fields["temperature"],

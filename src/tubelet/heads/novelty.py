@@ -56,12 +56,12 @@ class NoveltyModel(nn.Module):
         n, D = rows.shape
         mean = rows.mean(0)
         power, directions = _principal_directions(rows - mean)
-        least = _MIN_POWER * power[0] if power[0] > 0 else torch.ones((), dtype=torch.float64)
-        rank = max(1, min(_DIRECTIONS, D, n // _ROWS_PER_DIRECTION, int((power > least).sum())))
+        threshold = _MIN_POWER * power[0] if power[0] > 0 else torch.ones((), dtype=torch.float64)
+        rank = max(1, min(_DIRECTIONS, D, n // _ROWS_PER_DIRECTION, int((power > threshold).sum())))
         # The discarded variance is spread over all other directions, those that few clips leave without any included.
         others = max(1, D - rank)
-        rest = (power[rank:].sum() / others).clamp(min=float(least))
-        scale = power[:rank].clamp(min=float(least)).sqrt()
+        rest = (power[rank:].sum() / others).clamp(min=float(threshold))
+        scale = power[:rank].clamp(min=float(threshold)).sqrt()
         return cls(mean.float(), directions[:, :rank].float().contiguous(), scale.float(), rest.sqrt().float())
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def fit_novelty(
     Returns:
         The model, and `novelty_quantiles` of the held-out clips.
     """
-    index_splits = [tuple(torch.as_tensor(np.asarray(side, np.int64)) for side in split) for split in splits]
+    index_splits = [tuple(torch.as_tensor(np.asarray(part, np.int64)) for part in split) for split in splits]
     distances = [NoveltyModel.fit(pooled[train])(pooled[held_out].cpu()) for train, held_out in index_splits]
     model = NoveltyModel.fit(pooled if len(index_splits) > 1 else pooled[index_splits[0][0]])
     return model, novelty_quantiles(torch.cat(distances))

@@ -60,8 +60,8 @@ def read_probe(tensors: Mapping[str, Tensor], layout: ProbeLayout, heads: int, w
         raise CheckpointError(f"{where}: {blocks} blocks and {heads} heads of {width} channels do not make a probe")
     with torch.device("meta"):
         expected = AttentiveProbe(width, (classes,), heads, blocks).state_dict()
-    if wrong := state_dict_mismatches(tensors, write_probe(expected, layout)):
-        raise CheckpointError(f"{where} does not match an attentive probe: {'; '.join(wrong)}")
+    if mismatches := state_dict_mismatches(tensors, write_probe(expected, layout)):
+        raise CheckpointError(f"{where} does not match an attentive probe: {'; '.join(mismatches)}")
     state = {name: torch.cat([tensors[part] for part in _external_names(name, layout)]) for name in expected}
     return state | {"queries": state["queries"].view(1, width)}, blocks, classes
 
@@ -70,9 +70,9 @@ def write_probe(state: Mapping[str, Tensor], layout: ProbeLayout) -> State:
     """The tensors of a probe of one output in another layout; the inverse of `read_probe`."""
     tensors: State = {}
     for name, value in state.items():
-        theirs = _external_names(name, layout)
+        external = _external_names(name, layout)
         value = value.unsqueeze(0) if name == "queries" else value
-        tensors |= dict(zip(theirs, value.chunk(len(theirs)), strict=True))
+        tensors |= dict(zip(external, value.chunk(len(external)), strict=True))
     return tensors
 
 

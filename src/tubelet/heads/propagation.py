@@ -37,7 +37,7 @@ class Propagation:
 
 
 def propagate(
-    current: Tensor, context: Tensor, labels: Tensor, settings: Propagation, most: int = _AFFINITIES
+    current: Tensor, context: Tensor, labels: Tensor, settings: Propagation, top_k: int = _AFFINITIES
 ) -> Tensor:
     """The label shares of a frame's tokens from those of its context.
 
@@ -46,14 +46,14 @@ def propagate(
         context: (C, h, w, D) unit vectors.
         labels: (C, h, w, M) shares that sum to 1.
         settings: the settings.
-        most: largest number of affinities in memory; a frame is processed in strips of rows.
+        top_k: largest number of affinities in memory; a frame is processed in strips of rows.
 
     Returns:
         (h, w, M) shares that sum to 1.
     """
     C, h, w, D = context.shape
     r = settings.radius
-    rows_at_once = max(1, min(h, most // (w * C * w * min(h, 2 * r + 1))))
+    rows_at_once = max(1, min(h, top_k // (w * C * w * min(h, 2 * r + 1))))
     columns = torch.arange(w, device=current.device)
     across = (columns.unsqueeze(1) - columns).square()
     strips = []
@@ -63,15 +63,15 @@ def propagate(
         around = context[:, low:high].reshape(-1, D)
         rows = torch.arange(first, last, device=current.device).unsqueeze(1)
         down = (rows - torch.arange(low, high, device=current.device)).square()
-        near = (down[:, None, :, None] + across[None, :, None, :] <= r * r).view((last - first) * w, 1, -1)
+        in_radius = (down[:, None, :, None] + across[None, :, None, :] <= r * r).view((last - first) * w, 1, -1)
         similarity = current[first:last].reshape(-1, D) @ around.T
-        similarity = similarity.view(len(near), C, -1).masked_fill_(~near, -torch.inf).flatten(1)
+        similarity = similarity.view(len(in_radius), C, -1).masked_fill_(~in_radius, -torch.inf).flatten(1)
         best, where = similarity.topk(min(settings.neighbors, similarity.shape[1]), dim=1)
         votes = (best / settings.temperature).softmax(1)
         chosen = labels[:, low:high].reshape(-1, labels.shape[-1])[where]
         strips.append((votes.unsqueeze(-1) * chosen).sum(1))
-    shares = torch.cat(strips).view(h, w, -1)
-    return shares / shares.sum(-1, keepdim=True)
+    probs = torch.cat(strips).view(h, w, -1)
+    return probs / probs.sum(-1, keepdim=True)
 
 
 def segment(
@@ -99,29 +99,29 @@ def segment(
         units = F.normalize(tokens.float(), dim=-1)
         new = given.get(frame, {})
         pixels = np.zeros(size, np.uint8)
-        shares = _background(units, len(numbers) + 1)
+        probs = _background(units, len(numbers) + 1)
         if reference_frames:
             context = [*reference_frames, *recent]
-            shares = propagate(
+            probs = propagate(
                 units, torch.stack([x for x, _ in context]), torch.stack([y for _, y in context]), settings
             )
-            pixels = np.array([0, *numbers], np.uint8)[to_pixels(shares, size).cpu().numpy()]
+            pixels = np.array([0, *numbers], np.uint8)[to_pixels(probs, size).cpu().numpy()]
         for number, mask in new.items():
             pixels[mask] = number
             inside = torch.from_numpy(mask)[None, None].float()
-            there = F.interpolate(inside, units.shape[:2], mode="nearest-exact")[0, 0].bool().to(shares.device)
-            shares[there] = F.one_hot(torch.tensor(numbers.index(number) + 1), len(numbers) + 1).to(shares)
+            known = F.interpolate(inside, units.shape[:2], mode="nearest-exact")[0, 0].bool().to(probs.device)
+            probs[known] = F.one_hot(torch.tensor(numbers.index(number) + 1), len(numbers) + 1).to(probs)
         if new:
-            reference_frames.append((units, shares))
+            reference_frames.append((units, probs))
         elif reference_frames:
-            recent.append((units, shares))
+            recent.append((units, probs))
         yield pixels
 
 
 def _background(units: Tensor, labels: int) -> Tensor:
-    shares = torch.zeros(*units.shape[:2], labels, device=units.device)
-    shares[..., 0] = 1
-    return shares
+    probs = torch.zeros(*units.shape[:2], labels, device=units.device)
+    probs[..., 0] = 1
+    return probs
 
 
 def to_pixels(shares: Tensor, size: tuple[int, int]) -> Tensor:

@@ -172,10 +172,10 @@ def fit_softmax(
     """
     axes = axes or principal_axes(x)
     present, labels = y.unique(return_inverse=True)
-    shares = torch.bincount(labels) / len(labels)
-    curvature = (shares * (1 - shares)).clamp(min=1e-6)  # a lone class has none
+    priors = torch.bincount(labels) / len(labels)
+    curvature = (priors * (1 - priors)).clamp(min=1e-6)  # a lone class has none
     to_weight, to_bias = (axes.power.unsqueeze(1) * curvature + l2).rsqrt(), curvature.rsqrt()
-    v, u = torch.zeros(x.shape[1], len(present)), shares.log() / to_bias  # the optimum of an infinite penalty
+    v, u = torch.zeros(x.shape[1], len(present)), priors.log() / to_bias  # the optimum of an infinite penalty
     if start is not None:
         v, u = axes.directions.T @ start.weight[:, present] / to_weight, start.bias[present] / to_bias
     v.requires_grad_()
@@ -226,13 +226,13 @@ def select_softmax(x: Tensor, y: Tensor, classes: int, held_out: Tensor) -> Prob
     choosing = held_out & torch.isin(y, y_fit)
     x_held, y_held = x[choosing], y[choosing]
     best: Probe | None = None
-    least = torch.inf
+    lowest = torch.inf
     for l2 in L2_GRID:
         probe = fit_softmax(x_fit, y_fit, classes, l2, axes, best, tolerance=1e-3)
         loss = float(F.cross_entropy(probe(x_held), y_held))
-        if best is not None and not loss < least:
+        if best is not None and not loss < lowest:
             break
-        best, least = probe, loss
+        best, lowest = probe, loss
     assert best is not None  # the grid is not empty
     same_classes = len(y_fit.unique()) == len(y.unique())
     chosen = fit_softmax(x, y, classes, best.l2, axes, best if same_classes else None)

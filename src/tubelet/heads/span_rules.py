@@ -165,12 +165,12 @@ class _Fitter:
             center = best
             for on, off, length, gap in self._fine(center, classes[0]) if fine else self._coarse():
                 values = _Rules(*(np.full(len(rules.on), value) for value in (on, off, length, gap)))
-                tried = rules
+                candidate = rules
                 for k in classes:
-                    tried = tried.with_class(k, values)
-                score = self._score(tried, scored)
+                    candidate = candidate.with_class(k, values)
+                score = self._score(candidate, scored)
                 if score[0] > highest[0] + _SAME or (score[0] > highest[0] - _SAME and score[1] > highest[1] + _SAME):
-                    best, highest = tried, score
+                    best, highest = candidate, score
         return best
 
     def search_class(self, rules: _Rules, k: int) -> _Rules:

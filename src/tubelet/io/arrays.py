@@ -153,14 +153,21 @@ def read_npz(path: Path, expected: Mapping[str, ArraySpec], limit: int, remedy: 
             raise file_error(path, f"{name} holds {array.dtype}, expected one of the kinds {kinds!r}", remedy)
         if shape is None:
             continue
-        expected_shape = [sizes.get(side, side) if isinstance(side, str) else side for side in shape]
+        expected_shape = [
+            sizes.get(dimension, dimension) if isinstance(dimension, str) else dimension for dimension in shape
+        ]
         fits = len(expected_shape) == array.ndim and all(
-            isinstance(side, str) or side == length for side, length in zip(expected_shape, array.shape, strict=True)
+            isinstance(dimension, str) or dimension == length
+            for dimension, length in zip(expected_shape, array.shape, strict=True)
         )
         if not fits:
             words = ", ".join(map(str, expected_shape))
             raise file_error(path, f"{name} has shape {array.shape}, expected ({words})", remedy)
-        sizes |= {side: length for side, length in zip(shape, array.shape, strict=True) if isinstance(side, str)}
+        sizes |= {
+            dimension: length
+            for dimension, length in zip(shape, array.shape, strict=True)
+            if isinstance(dimension, str)
+        }
     return arrays
 
 

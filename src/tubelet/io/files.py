@@ -102,7 +102,7 @@ def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another
     Raises:
         FileError: if the directory cannot be created, or is locked by another process.
     """
-    made = not folder.exists()
+    created = not folder.exists()
     lock = FileLock(folder / name, timeout=0)
     try:
         with file_errors(folder, remedy):
@@ -120,7 +120,7 @@ def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another
         yield
     finally:
         with suppress(OSError):
-            if made and {entry.name for entry in folder.iterdir()} <= {name}:
+            if created and {entry.name for entry in folder.iterdir()} <= {name}:
                 (folder / name).unlink(missing_ok=True)
                 folder.rmdir()
         lock.release()

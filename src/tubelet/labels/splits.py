@@ -94,13 +94,13 @@ def _given_split(table: LabelTable) -> tuple[NDArray[np.int64], NDArray[np.int64
     return np.flatnonzero(trained), np.flatnonzero(~trained)
 
 
-def _require_units(table: LabelTable, units: NDArray[np.int64], least: int) -> None:
+def _require_units(table: LabelTable, units: NDArray[np.int64], minimum: int) -> None:
     count = int(units.max()) + 1 if len(units) else 0
-    if count >= least:
+    if count >= minimum:
         return
     kind = "groups" if any(row.group for row in table.rows) else "files"
     if count > 1:
-        fault = f"the labels are of {count} {kind}, fewer than the {least} folds; use --folds {count} or label more"
+        fault = f"the labels are of {count} {kind}, fewer than the {minimum} folds; use --folds {count} or label more"
     elif kind == "groups":
         fault = (
             "all rows are of one group, so that none can be held out to measure on; label files of a second group, or "

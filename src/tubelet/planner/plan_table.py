@@ -76,9 +76,9 @@ def _verdict(plan: RunPlan) -> list[str]:
     if state > usable / 2:
         others = "more --devices" if plan.parallel == "fsdp" else "--parallel fsdp, over more --devices"
         lines.append(f"weights, gradients and moments take {state / GIB:,.2f} GiB: {others}")
-    if (most := max(each.samples for each in step.passes)) > 1:
+    if (samples := max(each.samples for each in step.passes)) > 1:
         lines.append(
-            f"a device holds up to {most} samples at once: a higher --grad-accum-steps, or a lower --batch-size"
+            f"a device holds up to {samples} samples at once: a higher --grad-accum-steps, or a lower --batch-size"
         )
     elif plan.config.activation_checkpointing:
         lines.append("a device holds one sample at once: a smaller --image-size, or fewer --frames")

@@ -183,7 +183,7 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
     counts = samples_per_step(config, MediaList(["video"], ["image"]))
     accumulation_slices(config, counts, ctx.world_size)  # refuses what is too small
     last = ctx.world_size - 1
-    shares = {
+    rank_counts = {
         modality: [len(batch.samples) for batch in micro_batches(config, count, last, ctx.world_size)]
         for modality, count in counts.items()
     }
@@ -191,7 +191,9 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
     config = replace(config, pack_masks=_should_pack(config, planned, model, parallel, counts))
     with _isolated() as run_isolated:
         step, other = (
-            run_isolated(trace, replace(config, activation_checkpointing=recompute), planned, parallel, shares, lengths)
+            run_isolated(
+                trace, replace(config, activation_checkpointing=recompute), planned, parallel, rank_counts, lengths
+            )
             for recompute in (config.activation_checkpointing, not config.activation_checkpointing)
         )
     parts = {name: getattr(model, name) for name in ("student", "predictor", "teacher")}

@@ -50,12 +50,12 @@ def predict(
     names = _names(sources)
     with tempfile.TemporaryDirectory(prefix="tubelet-predict-") as folder:
         out_path = Path(folder) / "out" if out is None else Path(out).expanduser()
-        made = predict_collection(encoder, {"head": head}, names, out_path, config)
-        (found,) = made.heads
+        summary = predict_collection(encoder, {"head": head}, names, out_path, config)
+        (found,) = summary.heads
         records = [row for item in found.files() for row in found.output.records(item)]
-    if made.ignored:
-        logger.warning(f"{made.ignored} image{'s' * (made.ignored > 1)} not read, since the head takes videos")
-    return Predictions(columns=found.output.columns, records=records, bad_files=made.bad_files)
+    if summary.ignored:
+        logger.warning(f"{summary.ignored} image{'s' * (summary.ignored > 1)} not read, since the head takes videos")
+    return Predictions(columns=found.output.columns, records=records, bad_files=summary.bad_files)
 
 
 def _names(sources: Any) -> list[str]:

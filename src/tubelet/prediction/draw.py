@@ -213,8 +213,8 @@ class _Panel:
                 break
             if span.end_s <= begin:
                 continue
-            share = 0.3 + 0.7 * float(np.clip(span.score, 0, 1))
-            fill = tuple(np.round(share * color + (1 - share) * np.array(_LANE)).astype(int).tolist())
+            opacity = 0.3 + 0.7 * float(np.clip(span.score, 0, 1))
+            fill = tuple(np.round(opacity * color + (1 - opacity) * np.array(_LANE)).astype(int).tolist())
             left, right = round(self._x(span.start_s, begin, end)), round(self._x(span.end_s, begin, end))
             draw.rectangle((left, low, max(left, right - 1), high), fill=fill)
 

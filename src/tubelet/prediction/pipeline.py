@@ -105,16 +105,16 @@ class PredictSummary:
         labels = [spec.classes for spec in specs if spec.task not in ("regression", "depth")]
         return tuple(dict.fromkeys(name for names in labels for name in names))
 
-    def media_predictions(self, most: int | None = None) -> list[MediaPredictions]:
+    def media_predictions(self, limit: int | None = None) -> list[MediaPredictions]:
         """What videos, pages and ethograms show of each file, of all heads and spans.
 
         Args:
-            most: largest number of files; None for all.
+            limit: largest number of files; None for all.
         """
         predictions: dict[str, MediaPredictions] = {}
         for head in self.heads:
             for each in head.media_predictions():
-                if each.path not in predictions and len(predictions) == most:
+                if each.path not in predictions and len(predictions) == limit:
                     break
                 before = predictions.get(each.path)
                 predictions[each.path] = each if before is None else _merged(before, each)
@@ -293,11 +293,11 @@ def _run_pass(
     total = sum(map(media.count, each.layout.modalities))
     before = finished = total - windows.remaining()
     bad_elsewhere = set(bad)  # of another pass
-    made: set[str] = set()
+    complete: set[str] = set()
     progress(finished, total)
     try:
         for batch in window_loader(windows):
-            new = [*batch.bad, *_score_batch(each, table, batch, made)]
+            new = [*batch.bad, *_score_batch(each, table, batch, complete)]
             if batch.failure is not None:
                 raise StorageError(batch.failure)
             for file in new:
@@ -308,7 +308,7 @@ def _run_pass(
             progress(finished, total)
             check_failed_fraction(list(bad.values()), total, config.max_failed_fraction)
     finally:  # what was computed is kept after any error, except for truncated files
-        truncated = {escape_filename(path) for path in bad.keys() - bad_elsewhere} & made
+        truncated = {escape_filename(path) for path in bad.keys() - bad_elsewhere} & complete
         try:
             _close(table, truncated)
         except RuntimeError:  # the death of a worker is raised once, possibly here

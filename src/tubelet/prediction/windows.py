@@ -241,19 +241,19 @@ def decode_windows(
     """
     times = layout.times(duration_s)
     windows = layout.windows(duration_s)
-    ahead = next(windows, None)
+    upcoming = next(windows, None)
     buffer: deque[Tensor] = deque()  # the crops at times[end - len(buffer) : end]
     end = 0
     for image, _, repeats in video.scan(times + start_s):
         crop = layout.clips.crop_views(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0))
         buffer.extend([crop] * repeats)
         end += repeats
-        while ahead is not None and ahead[0].times[-1] <= times[end - 1]:
-            window, stretched = ahead
+        while upcoming is not None and upcoming[0].times[-1] <= times[end - 1]:
+            window, stretched = upcoming
             indices = np.searchsorted(times, window.times) - (end - len(buffer))
             yield window, stretched, torch.cat([buffer[index] for index in indices], dim=2)
-            ahead = next(windows, None)
-            while ahead is not None and buffer and times[end - len(buffer)] < ahead[0].times[0]:
+            upcoming = next(windows, None)
+            while upcoming is not None and buffer and times[end - len(buffer)] < upcoming[0].times[0]:
                 buffer.popleft()
 
 

@@ -50,11 +50,11 @@ class _SuiteV1(TypedDict):
     tasks: list[_SuiteTaskV1]
 
 
-def convert(what: str | Path, out: Path, spec: LoadSpec, license: str = "unknown") -> str:
+def convert(name_or_path: str | Path, out: Path, spec: LoadSpec, license: str = "unknown") -> str:
     """Write a model in another layout without changing a value.
 
     Args:
-        what: whatever `load` takes.
+        name_or_path: whatever `load` takes.
         out: NAME.pt is the released layout (student, predictor and teacher of a run or a released file; only the
             encoder of an encoder file), NAME.safetensors one file of this package, and a directory the same file with a
             model card for the Hub.
@@ -69,16 +69,16 @@ def convert(what: str | Path, out: Path, spec: LoadSpec, license: str = "unknown
         FileError: if the target cannot be written.
     """
     if out.suffix in (".pt", ".safetensors", *_FOREIGN) or out.is_file():
-        return _convert(what, out, spec, license)
+        return _convert(name_or_path, out, spec, license)
     with directory_lock(out, _LOCK, "write to another directory"):
         try:
-            return _convert(what, out, spec, license)
+            return _convert(name_or_path, out, spec, license)
         finally:
             (out / _LOCK).unlink(missing_ok=True)  # the directory is uploaded as it is
 
 
 def convert_to(
-    what: str | Path,
+    name_or_path: str | Path,
     out: Path,
     layout: Layout,
     spec: LoadSpec,
@@ -88,7 +88,7 @@ def convert_to(
     """Write a model in a layout of another program.
 
     Args:
-        what: whatever `load` takes.
+        name_or_path: whatever `load` takes.
         out: the folder; for "mlx" and "gguf" the file.
         layout: "transformers" writes a V-JEPA 2.0 encoder as transformers' own `VJEPA2Model`, and every other model as
             `tubelet.hf.TubeletModel`, which `import tubelet.hf` registers; "vjepa21" is the layout of the ports of
@@ -109,8 +109,8 @@ def convert_to(
     in_file = layout in ("mlx", "gguf")
     if not in_file and (out.suffix in (".pt", ".safetensors", ".gguf", *_FOREIGN) or out.is_file()):
         raise ConfigError(f"{out}: --to {layout} writes a folder, expected a name without a suffix")
-    check_output(out, layout if in_file else "transformers", _read_from(resolve_checkpoint(what)))
-    model, vjepa2_predictor = _load_with_vjepa2_predictor(what, layout, spec)
+    check_output(out, layout if in_file else "transformers", _read_from(resolve_checkpoint(name_or_path)))
+    model, vjepa2_predictor = _load_with_vjepa2_predictor(name_or_path, layout, spec)
     require_colors(model.config, out)
     clip = model.native_clip._replace(frames=frames or model.native_clip.frames)
     if image_size is not None:
@@ -135,13 +135,13 @@ def convert_to(
 
 
 def _load_with_vjepa2_predictor(
-    what: str | Path, layout: Layout, spec: LoadSpec
+    name_or_path: str | Path, layout: Layout, spec: LoadSpec
 ) -> tuple[Backbone, tuple[Values, State] | None]:
     """A model, and a requested predictor of V-JEPA 2.0, which is none of this package, for transformers."""
-    path = resolve_checkpoint(what)
+    path = resolve_checkpoint(name_or_path)
     if layout != "transformers" or not spec.predictor or not is_vjepa2_file(path):
-        return load_unplaced(what, spec), None
-    model = load_unplaced(what, spec._replace(predictor=False))
+        return load_unplaced(name_or_path, spec), None
+    model = load_unplaced(name_or_path, spec._replace(predictor=False))
     return model, read_vjepa2_predictor(path, spec.predictor_heads, model.config.width)
 
 
@@ -173,8 +173,8 @@ def split_state(model: Backbone) -> tuple[State, State]:
     return encoder, predictor
 
 
-def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
-    path = resolve_checkpoint(what)
+def _convert(name_or_path: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
+    path = resolve_checkpoint(name_or_path)
     if path.is_file() and path.suffix not in (".pt", ".pth", ".safetensors", ".gguf"):
         raise ConfigError(f"{path}: expected a run directory, a .safetensors, .pt or .gguf file")
     if out.suffix in _FOREIGN:
@@ -187,7 +187,7 @@ def _convert(what: str | Path, out: Path, spec: LoadSpec, license: str) -> str:
         require_colors(system.config, out)
         write_released(out, system.config, {name: getattr(system, name).state_dict() for name in MODULE_NAMES})
         return f"{out}: student, predictor and teacher in the released layout"
-    model = load_unplaced(what, spec)
+    model = load_unplaced(name_or_path, spec)
     if out.suffix == ".pt":
         require_colors(model.config, out)
         encoder, predictor = split_state(model)

@@ -99,9 +99,9 @@ def export_frames(model: Backbone, out: Path, size: int, images: bool = False, i
 
 def _largest_color_difference(preprocess: FramePreprocessing, frames: Tensor) -> float:
     """Largest difference from the package's own resizing, on the scale of 0 to 255."""
-    ours = preprocess.crop(frames.flatten(0, 1))
-    theirs = resize_center_crop(frames.flatten(0, 1), preprocess.size).permute(1, 2, 3, 0)
-    return (ours - theirs).abs().max().item()
+    graph = preprocess.crop(frames.flatten(0, 1))
+    reference = resize_center_crop(frames.flatten(0, 1), preprocess.size).permute(1, 2, 3, 0)
+    return (graph - reference).abs().max().item()
 
 
 def _encode_cosine(graph: FrameLevels, model: Backbone, frames: Tensor, size: int) -> float:

@@ -96,8 +96,10 @@ def check_resize(resize: Any, crop: Any, patch: int) -> None:
         raise ConfigError(f"resize is {resize!r}, expected at most {_LARGEST_SIDE} pixels")
     name, side = ("resize", resize) if crop is None else ("crop", crop)
     if isinstance(side, (int, np.integer)) and side % patch:
-        near = max(patch, round(side / patch) * patch)
-        raise ConfigError(f"{name} is {side}, expected a multiple of the patch size of {patch} pixels, such as {near}")
+        nearest = max(patch, round(side / patch) * patch)
+        raise ConfigError(
+            f"{name} is {side}, expected a multiple of the patch size of {patch} pixels, such as {nearest}"
+        )
 
 
 def read_inputs(

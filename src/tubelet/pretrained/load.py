@@ -25,7 +25,7 @@ from tubelet.pretrained.backbone import Backbone
 
 
 def load(
-    what: str | Path,
+    name_or_path: str | Path,
     *,
     encoder: EncoderName | None = None,
     with_predictor: bool = False,
@@ -45,7 +45,7 @@ def load(
     Weights are memory-mapped: tensors that need no reordering, cast or copy are read when they are used.
 
     Args:
-        what: a run directory, one of its checkpoints, or RUN/best; a .safetensors file or directory of
+        name_or_path: a run directory, one of its checkpoints, or RUN/best; a .safetensors file or directory of
             `save_pretrained`; a folder of `transformers`, of a port of V-JEPA 2.1 to it, or of the MLX ports; a .gguf
             file of jepa.cpp; a released .pt file; a released name such as "vjepa2.1-vitb16-384", also as torch.hub
             has it ("vjepa2_1_vit_base_384"); or the id of a repository on the Hub.
@@ -79,14 +79,16 @@ def load(
     floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
     if dtype is not None and not (floating and dtype.itemsize > 1):  # types of 8 bits store, but do not compute
         raise ConfigError(f"dtype is {dtype!r}, expected a floating-point type of 16 bits or more, as torch.bfloat16")
-    model = load_unplaced(what, LoadSpec(encoder, with_predictor, heads, predictor_heads, levels), sha256, **hub)
+    model = load_unplaced(
+        name_or_path, LoadSpec(encoder, with_predictor, heads, predictor_heads, levels), sha256, **hub
+    )
     if adapter is not None:
         apply_adapters(model, Path(adapter))
         require_finite(model.state_dict(), str(adapter))
         model.identify()
     model = model.to(chosen, dtype or pick_dtype("auto", chosen))
     if model.dtype == torch.float16:
-        require_finite(model.state_dict(), f"{what} as float16, which ends at 65,504 (bfloat16 does not)")
+        require_finite(model.state_dict(), f"{name_or_path} as float16, which ends at 65,504 (bfloat16 does not)")
     if int8:
         from tubelet.pretrained.quantization import quantize_linear_layers
 
@@ -117,12 +119,12 @@ def _device(device: torch.device | str | None) -> torch.device:
         raise ConfigError(f"device is {str(device)!r}, which is not available here ({first_line(error)})") from error
 
 
-def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, **hub: Any) -> Backbone:
+def load_unplaced(name_or_path: str | Path, spec: LoadSpec, sha256: str | None = None, **hub: Any) -> Backbone:
     """Like `load`, without casting or moving the weights."""
     if spec.encoder is not None and spec.encoder not in get_args(EncoderName):
         raise ConfigError(f"encoder is {spec.encoder!r}, expected 'teacher' or 'student'")
-    path = resolve_checkpoint(what, sha256, **hub)
-    weights = read_weights(path, _name_of(what, path), spec)
+    path = resolve_checkpoint(name_or_path, sha256, **hub)
+    weights = read_weights(path, _name_of(name_or_path, path), spec)
     for name, value in (("heads", weights.config.heads), ("levels", weights.config.levels)):
         if getattr(spec, name) not in (None, value):
             raise ConfigError(f"{path}: {name} is {getattr(spec, name)}, but the file has {value}; leave it out")
@@ -137,10 +139,10 @@ def load_unplaced(what: str | Path, spec: LoadSpec, sha256: str | None = None, *
     return model.requires_grad_(False).eval()
 
 
-def _name_of(what: str | Path, path: Path) -> str:
+def _name_of(name_or_path: str | Path, path: Path) -> str:
     """The released name, also for a path to a released file; the Hub id; or the name of the file or directory."""
     released = {file: name for name, file in RELEASED.items()}
-    if not resolve_best(Path(what).expanduser()).exists():
-        return released_name(what) or str(what)
+    if not resolve_best(Path(name_or_path).expanduser()).exists():
+        return released_name(name_or_path) or str(name_or_path)
     path = path.resolve()
     return released.get(path.name, path.name if path.is_dir() else path.stem)

@@ -181,8 +181,8 @@ def _find_layout(shape: tuple[int, ...], channels: int, layout: str | None) -> s
                 f'pixels have shape {shape}, which does not fit layout="{layout}" and a model of {channels} channels'
             )
         return layout
-    usual = _LAYOUTS.get(len(shape), ())
-    fitting = [each for each in usual if _fits(dict(zip(each, shape, strict=True)), channels)]
+    candidates = _LAYOUTS.get(len(shape), ())
+    fitting = [each for each in candidates if _fits(dict(zip(each, shape, strict=True)), channels)]
     # Where C is 1, layouts that fit differ in the place of axes of size 1 only.
     if len(fitting) == 1 or (fitting and channels == 1):
         return fitting[0]
@@ -208,18 +208,18 @@ def _fits(sizes: dict[str, int], channels: int) -> bool:
 def _check_floats(x: Tensor, normalized: bool, statistics: PixelStatistics | None) -> None:
     """Reject values that are not finite, and colors that are not from 0 to 1."""
     # One pass, in which NaN propagates, and one read: each number that is read from a device is waited for.
-    least, top = torch.stack(x.aminmax()).tolist()
-    if not (np.isfinite(least) and np.isfinite(top)):
-        wrong = int((~x.isfinite()).sum())
+    lowest, top = torch.stack(x.aminmax()).tolist()
+    if not (np.isfinite(lowest) and np.isfinite(top)):
+        not_finite = int((~x.isfinite()).sum())
         raise DataError(
-            f"{wrong} of {x.numel()} pixel values are not finite (NaN or infinity), expected floats or uint8"
+            f"{not_finite} of {x.numel()} pixel values are not finite (NaN or infinity), expected floats or uint8"
         )
-    if not normalized and (least < -_ROUNDING or top > 1 + _ROUNDING):
+    if not normalized and (lowest < -_ROUNDING or top > 1 + _ROUNDING):
         scale, remedy = "colors from 0 to 1", "pass normalized=True if they are normalized by the model's mean and std"
-        if least >= -_ROUNDING and top <= 255:
+        if lowest >= -_ROUNDING and top <= 255:
             remedy = f"divide by 255, or pass uint8; {remedy}"
         if statistics is not None:
             low, high = statistics.window
             scale = f"0 to 1 for the model's window of {low:g} to {high:g}"
             remedy = "pass stored values as integers, or normalized=True if they are normalized already"
-        raise DataError(f"floats are from {least:.4g} to {top:.4g}, expected {scale}; {remedy}")
+        raise DataError(f"floats are from {lowest:.4g} to {top:.4g}, expected {scale}; {remedy}")

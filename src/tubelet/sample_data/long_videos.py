@@ -124,15 +124,15 @@ def plan_long_videos(root: Path, count: int) -> list[LongVideo]:
     levels = {split: _by_level(read_index(root, split)) for split in SPLITS}
     val = max(1, round(count * parameters["validation_share"])) if levels["val"] else 0
     videos = []
-    for number, (split, wanted) in enumerate((("train", count - val), ("val", val))):
-        most = sum(len(entries) // MIN_CLIPS for entries in levels[split].values())
-        if not 1 <= wanted <= most and (wanted or split == "train"):
+    for number, (split, requested) in enumerate((("train", count - val), ("val", val))):
+        limit = sum(len(entries) // MIN_CLIPS for entries in levels[split].values())
+        if not 1 <= requested <= limit and (requested or split == "train"):
             raise ConfigError(
-                f"{count} long videos are {count - val} of train and {val} of val; expected 1 to {most} of {split}, "
+                f"{count} long videos are {count - val} of train and {val} of val; expected 1 to {limit} of {split}, "
                 f"with at least {MIN_CLIPS} clips of one level each; change --long-videos, or render more --clips"
             )
         rng = np.random.default_rng([parameters["seed"], 3, number])
-        for k, (level, entries) in enumerate(_deal(levels[split], wanted, rng)):
+        for k, (level, entries) in enumerate(_deal(levels[split], requested, rng)):
             clips = tuple(_join(entries, parameters["frames"], rng))
             videos.append(LongVideo(path=f"{split}/{k:04d}.mp4", split=split, level=level, clips=clips))
     return videos

@@ -90,16 +90,16 @@ def evaluate(context: EvaluationContext) -> Result:
     step = None
     if checkpoints or path in list_checkpoints(path.parent.parent):
         step = step_from_header(read_header(checkpoint), checkpoint)
-    made = read_description(data)["parameters"]
-    there = frames_that_fit(made["frames"], made["frames"], model.config.tubelet_size)
+    parameters = read_description(data)["parameters"]
+    frames = frames_that_fit(parameters["frames"], parameters["frames"], model.config.tubelet_size)
     result = evaluate_encoder(
         model,
         data,
         seed=config.seed,
         max_train_clips=config.max_samples or MAX_TRAIN_CLIPS,
         max_val_clips=config.max_samples or MAX_VAL_CLIPS,
-        image_size=context.native_size(_whole_patches(made["size"], model.config.patch_size)),
-        frames=context.native_frames(there),
+        image_size=context.native_size(_whole_patches(parameters["size"], model.config.patch_size)),
+        frames=context.native_frames(frames),
         model_id=model.model_id,
         progress=context.progress,
     )
@@ -244,11 +244,11 @@ def _whole_patches(size: int, patch: int) -> int:
 
 def _view(data: Path, config: ModelConfig, image_size: int | None, frames: int | None) -> ClipCrop:
     description = read_description(data)
-    made = description["parameters"]
-    size = image_size or _whole_patches(made["size"], config.patch_size)
-    count = frames or frames_that_fit(made["frames"], made["frames"], config.tubelet_size)
-    if count > made["frames"]:
-        raise ConfigError(f"frames is {count}, but the clips of {data} have {made['frames']}")
+    parameters = description["parameters"]
+    size = image_size or _whole_patches(parameters["size"], config.patch_size)
+    count = frames or frames_that_fit(parameters["frames"], parameters["frames"], config.tubelet_size)
+    if count > parameters["frames"]:
+        raise ConfigError(f"frames is {count}, but the clips of {data} have {parameters['frames']}")
     config.grid(count, size, size)  # refuses what does not divide into patches
     return ClipCrop(size, count, tuple(description["classes"]), tuple(description["motions"]))
 
@@ -285,8 +285,8 @@ def _training_rows(
     labels, log_depth = [], []
     for batch in _batches(entries, encoders, view, "encoding training clips", progress):
         B, N = batch.log_depth.shape
-        share = min(N, max(1, MAX_TRAIN_TOKENS // len(entries)))
-        chosen = torch.from_numpy(np.stack([np.sort(rng.choice(N, share, replace=False)) for _ in range(B)]))
+        rows_per_clip = min(N, max(1, MAX_TRAIN_TOKENS // len(entries)))
+        chosen = torch.from_numpy(np.stack([np.sort(rng.choice(N, rows_per_clip, replace=False)) for _ in range(B)]))
         row = torch.arange(B).unsqueeze(1)
         for kind, x in batch.features.items():
             tokens[kind].append(x[row, chosen].flatten(0, 1))
@@ -296,7 +296,7 @@ def _training_rows(
         tokens={kind: torch.cat(tokens.pop(kind)) for kind in FEATURES},
         labels=torch.cat(labels),
         log_depth=torch.cat(log_depth),
-        held_out_tokens=held_out_clips.repeat_interleave(share),
+        held_out_tokens=held_out_clips.repeat_interleave(rows_per_clip),
         held_out_clips=held_out_clips,
     )
 

@@ -106,8 +106,8 @@ def evaluate(context: EvaluationContext) -> Result:
 def _metrics(shares: dict) -> dict[str, Metric]:
     """Fractions of the moved points found within each distance, after occlusion, and by trivial predictions."""
 
-    def percent(which: str, what: str, within: str, better: bool | None = True) -> Metric:
-        return Metric(value=100 * shares[which][what][within], unit="%", higher_is_better=better)
+    def percent(which: str, points: str, within: str, better: bool | None = True) -> Metric:
+        return Metric(value=100 * shares[which][points][within], unit="%", higher_is_better=better)
 
     near = f"{WITHIN:g} patch"
     metrics = {f"moved points found within {near}": percent("moved", "found", near)}
@@ -189,8 +189,8 @@ def _example(clip: _Clip, features: dict[str, Tensor], value: float) -> Example:
         )
     }
     for step in dict.fromkeys([later[len(later) // 2], later[-1]]):
-        here = tracks.visible[chosen, step]
-        truth, guess = points[here, step], predicted[here, step]
+        visible = tracks.visible[chosen, step]
+        truth, guess = points[visible, step], predicted[visible, step]
         right = (truth - guess).norm(dim=-1) <= WITHIN
         drawn[f"step {step + 1}: true (ring) and found (dot)"] = draw_matches(
             images[step], (truth * patch).numpy(), (guess * patch).numpy(), right.numpy()

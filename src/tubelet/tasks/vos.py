@@ -207,13 +207,13 @@ def _write_masks(folder: Path, sequence: VideoObjectSequence, features: Iterator
         TubeletError: if they cannot be written.
     """
     partial_folder = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    wanted = set(sequence.frames_to_predict)
+    requested = set(sequence.frames_to_predict)
     with file_errors(folder):
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir(parents=True)
         masks = segment(features, sequence.load_references(), image_shape(sequence.frames[0]), PROTOCOL.propagation)
         for number, (path, labels) in enumerate(zip(sequence.frames, masks, strict=True)):
-            if number in wanted:
+            if number in requested:
                 write_indexed(partial_folder / f"{path.stem}.png", labels)
         partial_folder.rename(folder)
 

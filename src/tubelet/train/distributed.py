@@ -150,7 +150,7 @@ class DistContext:
         result: T = outcome[0]
         return result
 
-    def assert_equal_across_ranks(self, what: str, value: object) -> None:
+    def assert_equal_across_ranks(self, name: str, value: object) -> None:
         """Check that a value is the same on all processes.
 
         Raises:
@@ -160,7 +160,7 @@ class DistContext:
         for rank, other in enumerate(values):
             if other != values[0]:
                 raise TrainingError(
-                    f"rank {rank} finds {what} {other}, rank 0 {values[0]}: all machines of a run need the same "
+                    f"rank {rank} finds {name} {other}, rank 0 {values[0]}: all machines of a run need the same "
                     "command and must see the same files under the same paths"
                 )
 
@@ -190,7 +190,7 @@ class DistContext:
         data = replace(data, bad=bad, short_clips=short)
         if news:
             every = self.all_gather_object((bad, data.failure))
-            files = {file.path: file for theirs, _ in every for file in theirs}
+            files = {file.path: file for bad_of_rank, _ in every for file in bad_of_rank}
             failure = next((failure for _, failure in every if failure), None)
             data = replace(data, bad=list(files.values()), failure=failure)
         received = next((s for s, count in zip(STOP_SIGNALS, signals, strict=True) if count), None)

@@ -80,23 +80,26 @@ def load_frozen_teacher(config: TrainConfig, device: torch.device) -> Backbone |
         if isinstance(module, nn.Linear):  # norms and embeddings stay in fp32, as the residual stream does
             module.to(training_dtype(config, device))
     teacher.to(device)
-    data, ours, theirs = config.data, config.model, teacher.config
+    data, student, teacher_config = config.data, config.model, teacher.config
     for frames in (1, data.frames):
-        here, there = (sizes.grid(frames, data.image_size, data.image_size) for sizes in (ours, theirs))
-        if here != there:
-            raise ConfigError(
-                f"{config.distill_from}: it cuts {frames} frames at {data.image_size} px into {there} tokens, the "
-                f"student into {here}: use --patch-size {theirs.patch_size} --tubelet-size {theirs.tubelet_size}"
-            )
-    if (ours.channels, ours.pixels) != (theirs.channels, theirs.pixels):
-        raise ConfigError(
-            f"{config.distill_from}: takes {theirs.channels} channels with the statistics {theirs.pixels}, the student "
-            f"{ours.channels} with {ours.pixels}: use those of the teacher"
+        student_grid, teacher_grid = (
+            sizes.grid(frames, data.image_size, data.image_size) for sizes in (student, teacher_config)
         )
-    if (ours.num_output_levels, ours.prediction_width) != (1, theirs.width):
+        if student_grid != teacher_grid:
+            raise ConfigError(
+                f"{config.distill_from}: it cuts {frames} frames at {data.image_size} px into {teacher_grid} tokens, "
+                f"the student into {student_grid}: use --patch-size {teacher_config.patch_size} "
+                f"--tubelet-size {teacher_config.tubelet_size}"
+            )
+    if (student.channels, student.pixels) != (teacher_config.channels, teacher_config.pixels):
         raise ConfigError(
-            f"{config.distill_from}: its last level is {theirs.width} wide, the student predicts "
-            f"{ours.num_output_levels} levels, {ours.prediction_width} channels in all: take `distillation_config`"
+            f"{config.distill_from}: takes {teacher_config.channels} channels with the statistics "
+            f"{teacher_config.pixels}, the student {student.channels} with {student.pixels}: use those of the teacher"
+        )
+    if (student.num_output_levels, student.prediction_width) != (1, teacher_config.width):
+        raise ConfigError(
+            f"{config.distill_from}: its last level is {teacher_config.width} wide, the student predicts "
+            f"{student.num_output_levels} levels, {student.prediction_width} channels in all: use `distillation_config`"
         )
     return teacher
 
@@ -172,20 +175,20 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
 
 def _load_init_weights(model: VJEPA, source_name: str) -> InitSource:
     path, source, encoder_only = _load_source(source_name)
-    ours, theirs = (
+    run_config, source_config = (
         dataclasses.replace(m.config, output_levels=None, predictor=model.config.predictor) for m in (model, source)
     )
-    for field in dataclasses.fields(ours):
+    for field in dataclasses.fields(run_config):
         if field.name in ("channels", "pixels"):  # adapted below; the statistics are those of the run's own data
             continue
-        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        a, b = getattr(run_config, field.name), getattr(source_config, field.name)
         if a != b:
             raise ConfigError(
                 f"{source_name}: its encoder has {field.name} {b}, the run asks for {a}: leave --model out"
             )
     for part, trained in ((model.student, source.student), (model.teacher, source.teacher)):
-        part.load_state_dict(adapt_channels(trained.state_dict(), theirs.channels, ours.channels))
-    adapted_from = theirs.channels if theirs.channels != ours.channels else None
+        part.load_state_dict(adapt_channels(trained.state_dict(), source_config.channels, run_config.channels))
+    adapted_from = source_config.channels if source_config.channels != run_config.channels else None
     targets = [(m.config.predictor, m.config.num_output_levels) for m in (model, source)]
     if encoder_only or targets[0] != targets[1]:
         return InitSource(path, ("student",), adapted_from)

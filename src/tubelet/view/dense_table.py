@@ -168,7 +168,7 @@ def _open_file(path: str, rows: _TableFile, fps: float) -> ViewedFile:
     return ViewedFile(file, True, info.height, info.width, info.duration_s, stack_fps=fps)
 
 
-def square_side(file: ViewedFile, most: int) -> dict[str, Any]:
+def square_side(file: ViewedFile, limit: int) -> dict[str, Any]:
     """Height and width in pixels at which a page draws the central square of a file, which a table has."""
-    side = min(most, file.height, file.width)
+    side = min(limit, file.height, file.width)
     return {"height": side, "width": side}

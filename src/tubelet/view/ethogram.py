@@ -124,6 +124,6 @@ def _set_axes(axes: Any, videos: Sequence[MediaPredictions], row: float) -> None
         axes.spines[side].set_visible(False)
 
 
-def _shorten(text: str, most: int) -> str:
+def _shorten(text: str, limit: int) -> str:
     text = escape_unprintable(text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -22,7 +22,7 @@ from tubelet.view.step_facts import STEPS, describe_weights, head_cells
 
 def explain(
     file: Path,
-    what: str,
+    model_name: str,
     out: Path,
     *,
     image_size: int | None,
@@ -35,7 +35,7 @@ def explain(
 
     Args:
         file: a video or an image.
-        what: a preset's name (random weights), a run directory, a checkpoint, or a released .pt file.
+        model_name: a preset's name (random weights), a run directory, a checkpoint, or a released .pt file.
         out: the page, one file that needs no other.
         image_size: side of the center crop in pixels; None is the run's, or 224.
         frames: frames of the clip; None is the run's, or 16.
@@ -46,9 +46,9 @@ def explain(
     Raises:
         TubeletError: if the file or the model cannot be read, sizes do not fit, or the page cannot be written.
     """
-    check_output(out, "page", [file, what])
+    check_output(out, "page", [file, model_name])
     with console.status("running the model", spinner="line"):
-        trace = trace_input(file, what, image_size, frames, fps, seed)
+        trace = trace_input(file, model_name, image_size, frames, fps, seed)
     print_steps(trace, console)
     with console.status("drawing", spinner="line"):
         write_page("explain.html", out, page_values(trace))

@@ -262,8 +262,8 @@ def _recall_at_k(similarity: NDArray, on: NDArray[np.bool_]) -> float:
 
 def _class(classes: NDArray[np.uint8], region: NDArray[np.bool_]) -> int | None:
     """Most frequent class of a region's pixels; None if it is not an object."""
-    most = int(np.bincount(classes[region]).argmax())
-    return most if most >= FIRST_OBJECT else None
+    class_index = int(np.bincount(classes[region]).argmax())
+    return class_index if class_index >= FIRST_OBJECT else None
 
 
 def _track(entry: SampleEntry, number: int, config: ModelConfig, size: int, frames: int) -> ObjectTrack:

@@ -156,7 +156,9 @@ def write_feature_page(
             raise ConfigError(
                 f"--video {video} needs one video among the sources, found {sum(each.video for each in files)}"
             )
-    encoders = [(what, load(what, encoder=name)) for what in models for name in _encoder_names(settings)]
+    encoders = [
+        (name_or_path, load(name_or_path, encoder=name)) for name_or_path in models for name in _encoder_names(settings)
+    ]
     clips = [_native_clip(model, settings) for _, model in encoders]
     if any(each.video and is_stack(each.path) for each in files):  # their duration depends on the rate
         files = _find_files(sources, clips[0].fps)
@@ -168,13 +170,13 @@ def write_feature_page(
     )
     directions = _directions([model for _, model in encoders], tokens, settings)
     views = []
-    for number, ((what, model), sampling) in enumerate(zip(encoders, samplings, strict=True)):
+    for number, ((name_or_path, model), sampling) in enumerate(zip(encoders, samplings, strict=True)):
 
         def report(done: int, start: int = number * len(files)) -> None:
             progress(start + done, len(files) * len(encoders))
 
-        views.append(_view(what, model, files, sampling, settings, directions[number], report))
-    views = _with_unique_names(views, [what for what, _ in encoders])
+        views.append(_view(name_or_path, model, files, sampling, settings, directions[number], report))
+    views = _with_unique_names(views, [name_or_path for name_or_path, _ in encoders])
     write_page("view.html", out, page_values(files, views))
     if video is not None:
         _write_video(video, files, views)
@@ -184,11 +186,11 @@ def write_feature_page(
 def _with_unique_names(views: Sequence[EncoderView], models: Sequence[str]) -> list[EncoderView]:
     """The views, named by what was passed where several models have one name, such as checkpoints of equal steps."""
     names: dict[str, set[str]] = {}
-    for view, what in zip(views, models, strict=True):
-        names.setdefault(view.model, set()).add(what)
+    for view, name_or_path in zip(views, models, strict=True):
+        names.setdefault(view.model, set()).add(name_or_path)
     return [
-        replace(view, model=what) if len(names[view.model]) > 1 else view
-        for view, what in zip(views, models, strict=True)
+        replace(view, model=name_or_path) if len(names[view.model]) > 1 else view
+        for view, name_or_path in zip(views, models, strict=True)
     ]
 
 
@@ -282,7 +284,7 @@ def _levels(model: Backbone, settings: ViewConfig) -> list[int]:
 
 
 def _view(
-    what: str,
+    name_or_path: str,
     model: Backbone,
     files: Sequence[ViewedFile],
     samplings: Sequence[FrameSampling],
@@ -295,7 +297,7 @@ def _view(
         report(done)
         found.append(encode_file(model, file.path, file.video, sampling, numbers))
     blocks = model.config.levels
-    errors, note = _surprise(what, files, samplings, settings)
+    errors, note = _surprise(name_or_path, files, samplings, settings)
     levels = [quantize_tokens([each.levels[i] for each in found], directions) for i in range(len(numbers))]
     report(len(files))
     return EncoderView(
@@ -310,15 +312,15 @@ def _view(
 
 
 def _surprise(
-    what: str, files: Sequence[ViewedFile], samplings: Sequence[FrameSampling], settings: ViewConfig
+    name_or_path: str, files: Sequence[ViewedFile], samplings: Sequence[FrameSampling], settings: ViewConfig
 ) -> tuple[list[NDArray[np.float32]] | None, str]:
     """The predictor's errors in each file, or None and the reason."""
     if not settings.surprise:
         return None, "It was left out by --no-surprise."
-    path = resolve_best(Path(what).expanduser())
+    path = resolve_best(Path(name_or_path).expanduser())
     if not (path.parent.name == "checkpoints" or (path.is_dir() and list_checkpoints(path))):
         return None, "It needs the predictor and both encoders, as checkpoints of training runs have them."
-    model, config = load_vjepa(what)
+    model, config = load_vjepa(name_or_path)
     if model.config.prediction_width != model.config.num_output_levels * model.config.width:
         return None, "The predictor of this run was trained for the features of another model."
     device = pick_device()

@@ -201,7 +201,7 @@ class Trace:
 
 def trace_input(
     file: Path,
-    what: str,
+    name_or_path: str,
     image_size: int | None = None,
     frames: int | None = None,
     fps: float | None = None,
@@ -211,7 +211,7 @@ def trace_input(
 
     Args:
         file: a video or an image.
-        what: a preset's name (random weights), a run directory, a checkpoint, or a released .pt file.
+        name_or_path: a preset's name (random weights), a run directory, a checkpoint, or a released .pt file.
         image_size: side of the center crop in pixels; None is the model's own.
         frames: frames of the clip; None is the model's own.
         fps: frames per second of the clip; None is the model's own.
@@ -221,8 +221,8 @@ def trace_input(
         TubeletError: if the file or the model cannot be read, or the sizes do not fit together.
     """
     is_video = _is_video(file)
-    model, config, weights = _load(what, seed)
-    name = what if weights is None else Path(what).name or what
+    model, config, weights = _load(name_or_path, seed)
+    name = name_or_path if weights is None else Path(name_or_path).name or name_or_path
     native = NativeClip.of_run(config.data) if config else NativeClip.of_name(released_name(name) or name, model.config)
     size, length, rate, _ = choose_clip(name, native, image_size, frames, fps)
     model.config.grid(length if is_video else 1, size, size)  # raises before decoding
@@ -350,18 +350,19 @@ def _captured(parts: dict[str, nn.Module]) -> Iterator[tuple[dict[str, Tensor], 
             handle.remove()
 
 
-def _load(what: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str | None]:
+def _load(name_or_path: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str | None]:
     """Network, config of its run, and source of its weights; a folder named like a preset is ./NAME."""
-    if what in MODELS:
+    if name_or_path in MODELS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return VJEPA(model_preset(what)).eval(), None, None
-    if not Path(what).exists():
+            return VJEPA(model_preset(name_or_path)).eval(), None, None
+    if not Path(name_or_path).exists():
         raise DataError(
-            f"{what}: no such model; expected one of {', '.join(MODELS)}, a run directory, a checkpoint or a .pt file"
+            f"{name_or_path}: no such model; expected one of {', '.join(MODELS)}, a run directory, a checkpoint or "
+            "a .pt file"
         )
-    model, config = load_vjepa(what)
-    return model, config, what
+    model, config = load_vjepa(name_or_path)
+    return model, config, name_or_path
 
 
 def _is_video(file: Path) -> bool:

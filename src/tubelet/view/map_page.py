@@ -176,15 +176,15 @@ def _group(files: Sequence[int], pairs: Sequence[DuplicatePair]) -> dict[str, An
     }
 
 
-def _choose_thumbnails(content: MapContent, outliers: NDArray[np.int64], most: int) -> list[int]:
+def _choose_thumbnails(content: MapContent, outliers: NDArray[np.int64], limit: int) -> list[int]:
     """Clips that get a thumbnail: those in lists first, the others evenly."""
     clips = content.clips
     first_clip = np.searchsorted(clips.file, np.arange(len(clips.paths)))
     listed = [*content.picks, *outliers.tolist()]
-    listed += [int(first_clip[file]) for pair in content.duplicates[:most] for file in pair.files]
-    chosen = dict.fromkeys(listed[:most])
+    listed += [int(first_clip[file]) for pair in content.duplicates[:limit] for file in pair.files]
+    chosen = dict.fromkeys(listed[:limit])
     rest = np.setdiff1d(np.arange(len(clips.file)), list(chosen))
-    room = min(len(rest), most - len(chosen))
+    room = min(len(rest), limit - len(chosen))
     if room > 0:
         chosen |= dict.fromkeys(rest[np.linspace(0, len(rest) - 1, room).round().astype(int)].tolist())
     return sorted(chosen)

@@ -158,11 +158,11 @@ def boundary(inside: NDArray[np.bool_]) -> str:
     return "".join(path)
 
 
-def columns(steps: int, most: int = MAX_COLUMNS) -> list[int]:
-    """Time steps that a strip shows: all, or `most` evenly spaced ones, the first and the last included."""
-    if steps <= most:
+def columns(steps: int, limit: int = MAX_COLUMNS) -> list[int]:
+    """Time steps that a strip shows: all, or `limit` evenly spaced ones, the first and the last included."""
+    if steps <= limit:
         return list(range(steps))
-    return [round(i * (steps - 1) / (most - 1)) for i in range(most)]
+    return [round(i * (steps - 1) / (limit - 1)) for i in range(limit)]
 
 
 def chart(

@@ -84,13 +84,13 @@ def write_shard(job: ShardJob) -> dict[str, Any]:
                 begin = file.tell()
                 try:
                     with track_file(source.key):
-                        made = list(_members(file, job, number, source))
+                        new_members = list(_members(file, job, number, source))
                 except DecodeError as error:
                     file.seek(begin)
                     file.truncate()
                     bad.append(asdict(BadFile(source.key if source.sample.place else error.path, error.reason)))
                 else:
-                    members += made
+                    members += new_members
             file.write(bytes(2 * BLOCKSIZE))  # the end of a tar
             size = file.tell()
         marker = {"size": size, "bad": bad, "members": members}

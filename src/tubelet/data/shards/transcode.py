@@ -87,8 +87,8 @@ def _segments(sample: Sample, config: ShardConfig) -> Iterator[EncodedSegment]:
                 if at == bounds[segment + 1]:
                     if encoder.frames == 1:  # a still image; a video has two frames
                         encoder.add(image, (at - 1 - bounds[segment]) / config.fps)
-                    made = _segment(encoder, info, config, bounds[segment], None if at == total else at)
-                    yield replace(made, start_s=made.start_s + sample.start_s)
+                    encoded = _segment(encoder, info, config, bounds[segment], None if at == total else at)
+                    yield replace(encoded, start_s=encoded.start_s + sample.start_s)
                     segment, encoder = segment + 1, _Mp4Encoder(config, height, width)
 
 
@@ -105,7 +105,7 @@ def _segment(
 def scaled_size(height: int, width: int, size: int, multiple: int) -> tuple[int, int]:
     """Height and width, multiples of `multiple`, of an image whose short side shrinks to at most `size` pixels."""
     scale = min(1.0, size / min(height, width))
-    high, wide = (max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
+    high, wide = (max(multiple, round(length * scale / multiple) * multiple) for length in (height, width))
     return high, wide
 
 

@@ -21,13 +21,13 @@ def deinterlace(before: Any, frame: Any, after: Any) -> Any:
     for each in frames:
         graph.push(each)
     graph.push(None)
-    made = []
+    filtered = []
     while True:
         try:
-            made.append(graph.pull())
+            filtered.append(graph.pull())
         except (BlockingIOError, EOFError):
             break
-    result = made[frames.index(frame)]
+    result = filtered[frames.index(frame)]
     for name in ("color_trc", "color_primaries", "colorspace", "color_range"):
         setattr(result, name, getattr(frame, name))
     return result

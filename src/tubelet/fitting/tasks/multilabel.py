@@ -59,7 +59,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Te
 def _calibrate(logits: Tensor, targets: Tensor) -> ClipCalibration:
     temperature = fit_temperature(logits, targets, exclusive=False)
     thresholds = fit_thresholds((logits / temperature).sigmoid().numpy(), targets.numpy() > _EVEN)
-    return ClipCalibration(temperature=temperature, thresholds=tuple(float(one) for one in thresholds))
+    return ClipCalibration(temperature=temperature, thresholds=tuple(float(threshold) for threshold in thresholds))
 
 
 def _reliability(answers: Tensor, targets: Tensor) -> list[ReliabilityBin]:

@@ -126,8 +126,8 @@ def measure(values: Tensor, units: NDArray[np.int64]) -> tuple[MetricInterval, .
 
 def _severity(values: Tensor) -> float:
     hits, truth, predicted = values.view(3, -1)
-    there = truth > 0
-    return -float((hits[there] / (truth + predicted - hits)[there]).mean())
+    present = truth > 0
+    return -float((hits[present] / (truth + predicted - hits)[present]).mean())
 
 
 def fit_positions(

@@ -111,12 +111,12 @@ def _choose(
         The candidate; the score of each; and the candidate's logits (T, K) of those videos, with their indices.
     """
     config = context.config
-    tried = candidates(context.task, config.networks or LABEL_TASK.networks, config, sequence_count(data.videos))
-    scores = np.zeros((len(data.splits), len(tried)))
-    scored: list[list[tuple[int, Tensor]]] = [[] for _ in tried]
+    grid = candidates(context.task, config.networks or LABEL_TASK.networks, config, sequence_count(data.videos))
+    scores = np.zeros((len(data.splits), len(grid)))
+    scored: list[list[tuple[int, Tensor]]] = [[] for _ in grid]
     for i, (train, _) in enumerate(data.splits):
         fitting, choosing = inner_split(context, data, train)
-        networks = train_timelines(context, data, tried, fitting)
+        networks = train_timelines(context, data, grid, fitting)
         for j, network in enumerate(networks):
             logits = [timeline_logits(network, data.videos[k].steps) for k in choosing]
             scores[i, j] = np.mean(
@@ -127,8 +127,8 @@ def _choose(
     if not np.isfinite(mean).any():
         raise DataError("all heads diverged; lower --learning-rates, or leave them out")
     best = int(np.where(np.isfinite(mean), mean, -np.inf).argmax())
-    sweep = [{**one.describe(), "score": value} for one, value in zip(tried, mean.tolist(), strict=True)]
-    return tried[best], sweep, scored[best]
+    sweep = [{**candidate.describe(), "score": value} for candidate, value in zip(grid, mean.tolist(), strict=True)]
+    return grid[best], sweep, scored[best]
 
 
 def _likelihood(data: TimelineData, logits: Tensor, video: LabeledVideo) -> float:
@@ -303,7 +303,7 @@ def _novelty(data: TimelineData) -> tuple[NoveltyModel, tuple[float, ...]]:
     stride = -(-sum(map(len, pooled)) // _NOVELTY_ROWS)
     rows = [steps[::stride] for steps in pooled]
     owner = np.repeat(np.arange(len(rows)), [len(steps) for steps in rows])
-    splits = [tuple(np.flatnonzero(np.isin(owner, side)) for side in split) for split in data.splits]
+    splits = [tuple(np.flatnonzero(np.isin(owner, part)) for part in split) for split in data.splits]
     return fit_novelty(torch.cat(rows), [(train, held_out) for train, held_out in splits])
 
 
@@ -329,7 +329,10 @@ def _reliability(data: TimelineData, measured: _Measured) -> list[ReliabilityBin
         scores += [span.score for span in spans]
         hits += span_hits(video, 0.5).tolist()
     bins = reliability_bins(scores, hits) if scores else []
-    return [ReliabilityBin(score=one.score, accuracy=one.accuracy, count=one.samples) for one in bins]
+    return [
+        ReliabilityBin(score=score_bin.score, accuracy=score_bin.accuracy, count=score_bin.samples)
+        for score_bin in bins
+    ]
 
 
 def _errors(data: TimelineData, measured: _Measured) -> list[HeldOutError]:
@@ -355,18 +358,18 @@ def _errors(data: TimelineData, measured: _Measured) -> list[HeldOutError]:
     return sorted(errors, key=lambda error: -error.score)[:_WORST]
 
 
-def _counts(context: FitContext, data: TimelineData, tried: int) -> dict[str, int]:
+def _counts(context: FitContext, data: TimelineData, candidates_tried: int) -> dict[str, int]:
     return {
         "labeled spans": len(context.table.rows),
         "videos": len(data.videos),
         "held-out videos": len(_held_out(data)),
         "time steps": sum(len(video.targets) for video in data.videos),
         "folds": len(data.splits),
-        "candidates": tried,
+        "candidates": candidates_tried,
     }
 
 
-def _protocol(context: FitContext, data: TimelineData, best: Candidate, tried: int) -> str:
+def _protocol(context: FitContext, data: TimelineData, best: Candidate, candidates_tried: int) -> str:
     folds, head_input = len(data.splits), context.head_input
     measured = (
         f"Measured by cross-validation in {folds} folds of whole videos and groups; the head in the file is trained on "
@@ -375,7 +378,7 @@ def _protocol(context: FitContext, data: TimelineData, best: Candidate, tried: i
         else "Measured on videos and groups that neither the training nor any choice has seen"
     )
     return (
-        f"{tried} heads trained side by side on frozen features of windows of {head_input.frames} frames at "
+        f"{candidates_tried} heads trained side by side on frozen features of windows of {head_input.frames} frames at "
         f"{head_input.fps:g} per second, {head_input.image_size} px, every {head_input.stride_s:.2f} s"
         f"{', the last time step of each, from the past only' if head_input.causal else ''}; time steps of "
         f"{data.step_s:.2f} s. The best of them ({best}) and the rules that turn scores into spans are "

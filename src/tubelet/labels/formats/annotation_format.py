@@ -137,9 +137,9 @@ def image_size(height: object, width: object) -> tuple[int, int] | None:
 
 def chosen_attribute(names: Collection[str]) -> str | None:
     """Which of several attributes of annotations has the classes: the one called label or class, or the only one."""
-    for wanted in ("label", "labels", "class", "category", "name", "type"):
+    for preferred in ("label", "labels", "class", "category", "name", "type"):
         for name in names:
-            if name.strip().lower() == wanted:
+            if name.strip().lower() == preferred:
                 return name
     return next(iter(names)) if len(names) == 1 else None
 

@@ -245,10 +245,10 @@ class HeadOutput(ABC):
         quantiles = self.head.spec.novelty_quantiles
         return np.interp(distance, quantiles, np.linspace(0, 1, len(quantiles)))
 
-    def count(self, what: str, number: int = 1) -> None:
+    def count(self, name: str, number: int = 1) -> None:
         """Count something for the log."""
         if number:
-            self.counts[what] = self.counts.get(what, 0) + int(number)
+            self.counts[name] = self.counts.get(name, 0) + int(number)
 
 
 def as_floats(x: Tensor) -> Floats:

@@ -10,8 +10,8 @@ from tubelet.sample_data.truth import read_description, read_index
 
 def write_kinetics(root: Path, out: Path) -> Mapping[str, int]:
     """Write annotations/*.csv, and the videos in a folder for each class as official downloads are sorted."""
-    made = read_description(root)["parameters"]
-    end = round(made["frames"] / made["fps"]) or 1
+    parameters = read_description(root)["parameters"]
+    end = round(parameters["frames"] / parameters["fps"]) or 1
     (out / "annotations").mkdir()
     counts = {}
     for split in ("train", "val"):

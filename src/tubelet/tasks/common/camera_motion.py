@@ -99,13 +99,13 @@ def displacements(maps: Tensor) -> Tensor:
     reach = max(1, round(min(rows, columns) / REACH))
     tokens = F.normalize(maps, dim=-1).permute(0, 3, 1, 2)
     around = F.pad(tokens[1:], (reach,) * 4)
-    there = F.pad(torch.ones(rows, columns), (reach,) * 4)
+    inside = F.pad(torch.ones(rows, columns), (reach,) * 4)
     similarity, valid = [], []
     for dy in range(2 * reach + 1):
         for dx in range(2 * reach + 1):
             window = (..., slice(dy, dy + rows), slice(dx, dx + columns))
             similarity.append((tokens[:-1] * around[window]).sum(1).mean(0))
-            valid.append(there[window])
+            valid.append(inside[window])
     sums, counts = (F.adaptive_avg_pool2d(torch.stack(x), CELLS) for x in (similarity, valid))
     return (sums / counts.clamp(min=1e-6)).flatten()
 
@@ -120,7 +120,7 @@ def _motion(
 ) -> SuiteScore:
     M = len(view.motions)
     truth = motions[trained_on:]
-    there = torch.bincount(truth, minlength=M)
+    class_counts = torch.bincount(truth, minlength=M)
     values: dict[str, float | None] = dict.fromkeys(features)
     confusions, penalties = {}, {}
     for kind, x in features.items():
@@ -138,8 +138,8 @@ def _motion(
         True,
         values,
         {
-            "chance": int(there.max()) / len(truth),
-            "classes": dict(zip(view.motions, there.tolist(), strict=True)),
+            "chance": int(class_counts.max()) / len(truth),
+            "classes": dict(zip(view.motions, class_counts.tolist(), strict=True)),
             "confusion, truth by prediction": confusions,
             "l2": penalties,
             "features": features[TRAINED].shape[1],

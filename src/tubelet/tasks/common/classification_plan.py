@@ -159,5 +159,7 @@ def training_settings(protocol: ProbeProtocol, config: EvaluateConfig, samples: 
 
 
 def _split(files: list[LabeledFile], name: str, config: EvaluateConfig) -> SplitFiles:
-    there, missing = drop_missing_files(subsample_evenly(files, config.max_samples), name, config.max_failed_fraction)
-    return SplitFiles(files=there, missing=missing)
+    existing, missing = drop_missing_files(
+        subsample_evenly(files, config.max_samples), name, config.max_failed_fraction
+    )
+    return SplitFiles(files=existing, missing=missing)

@@ -48,15 +48,15 @@ def color_errors(predicted: NDArray[Any], truth: NDArray[Any], ignored: int) -> 
 
 def color_depth(meters: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     """(H, W) meters -> (H, W, 3), near bright and far dark, on a scale of logarithms; 0 is unknown."""
-    share = np.log(np.maximum(meters, low) / low) / np.log(high / low)
-    image = (255 * matplotlib.colormaps["magma_r"](np.clip(share, 0, 1))[..., :3]).astype(np.uint8)
+    fraction = np.log(np.maximum(meters, low) / low) / np.log(high / low)
+    image = (255 * matplotlib.colormaps["magma_r"](np.clip(fraction, 0, 1))[..., :3]).astype(np.uint8)
     image[meters <= 0] = UNKNOWN
     return image
 
 
 def color_depth_errors(ratio: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """(H, W) prediction / truth -> (H, W, 3): red where too far, blue where too near, pale where right."""
-    share = 0.5 + 0.5 * np.clip(np.log2(np.where(valid, ratio, 1)), -1, 1)
-    image = (255 * matplotlib.colormaps["coolwarm"](share)[..., :3]).astype(np.uint8)
+    fraction = 0.5 + 0.5 * np.clip(np.log2(np.where(valid, ratio, 1)), -1, 1)
+    image = (255 * matplotlib.colormaps["coolwarm"](fraction)[..., :3]).astype(np.uint8)
     image[~valid] = UNKNOWN
     return image

@@ -101,10 +101,10 @@ def track_points(features: Tensor, queries: Tensor, steps: Tensor) -> Tensor:
     at = queries / queries.new_tensor([columns, rows]) * 2 - 1  # -1 and 1 are the view's edges
     query = torch.empty(len(queries), D)
     for step in steps.unique().tolist():
-        here = steps == step
+        at_step = steps == step
         image = features[step].permute(2, 0, 1).unsqueeze(0)
-        positions = F.grid_sample(image, at[here].view(1, 1, -1, 2), padding_mode="border", align_corners=False)
-        query[here] = positions[0, :, 0].T
+        positions = F.grid_sample(image, at[at_step].view(1, 1, -1, 2), padding_mode="border", align_corners=False)
+        query[at_step] = positions[0, :, 0].T
     tokens = F.normalize(features.flatten(0, 2), dim=-1)
     similarity = (F.normalize(query, dim=-1) @ tokens.T).view(-1, rows, columns)
     best = similarity.flatten(1).argmax(1)
@@ -196,15 +196,15 @@ def tracking_accuracy(pairs: PointErrors, size: tuple[int, int]) -> dict[str, di
     }
     result: dict[str, dict[str, dict[str, float] | int]] = {}
     for which, mask in chosen.items():
-        some = pairs[mask]
-        result[which] = {"pairs": len(some.error)}
-        if not len(some.error):
+        subset = pairs[mask]
+        result[which] = {"pairs": len(subset.error)}
+        if not len(subset.error):
             continue
         limits = torch.tensor(_thresholds(size))
         for what, shares in (
-            ("found", (some.error.unsqueeze(1) <= limits).float().mean(0)),
-            ("no motion", (some.moved.unsqueeze(1) <= limits).float().mean(0)),
-            ("chance", some.chance.mean(0)),
+            ("found", (subset.error.unsqueeze(1) <= limits).float().mean(0)),
+            ("no motion", (subset.moved.unsqueeze(1) <= limits).float().mean(0)),
+            ("chance", subset.chance.mean(0)),
         ):
             values = shares.tolist()
             result[which][what] = dict(zip(names, values, strict=False)) | {
@@ -215,7 +215,7 @@ def tracking_accuracy(pairs: PointErrors, size: tuple[int, int]) -> dict[str, di
 
 def accuracy_by_features(pairs: Mapping[str, PointErrors], size: tuple[int, int]) -> dict[str, object]:
     """`tracking_accuracy` of several kinds of features over the same pairs; what all have in common is there once."""
-    scores = {kind: tracking_accuracy(some, size) for kind, some in pairs.items()}
+    scores = {kind: tracking_accuracy(kind_pairs, size) for kind, kind_pairs in pairs.items()}
     first = next(iter(scores.values()))
     return {
         which: {"pairs": shared["pairs"]}

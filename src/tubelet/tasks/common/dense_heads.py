@@ -124,8 +124,8 @@ def train_dense_heads(
     fitted, held_out = _hold_out(len(data.features), seed, units)
     schedule = protocol.schedule(len(fitted))
     on_cuda = device.type == "cuda"
-    some = EpochSampler(fitted, batch_size, seed, 0, max(1, _WHITENING_ROWS // (batch_size * POINTS_PER_STEP)))
-    whitening = fit_whitening(data[batch][0] for batch in some).to(device)
+    sampler = EpochSampler(fitted, batch_size, seed, 0, max(1, _WHITENING_ROWS // (batch_size * POINTS_PER_STEP)))
+    whitening = fit_whitening(data[batch][0] for batch in sampler).to(device)
 
     def batches(start: int) -> WorkerLoader[tuple[Tensor, Tensor]]:
         order = EpochSampler(fitted, batch_size, seed, start, schedule.steps)

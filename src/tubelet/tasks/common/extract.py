@@ -200,10 +200,10 @@ def _read_ahead(views_of: "_Views", workers: int, prefetch_mb: int) -> Iterator[
         size = views.nbytes if isinstance(views, Tensor) else None
         yield views
     if start < len(views_of):
-        ahead = prefetch_within(prefetch_mb, "the views of a file", size or 0, workers, most=4)
-        if ahead.note:
-            warnings.warn(ahead.note, stacklevel=2)
-        yield from loader(start, len(views_of), ahead.workers, ahead.factor)
+        prefetch = prefetch_within(prefetch_mb, "the views of a file", size or 0, workers, max_per_worker=4)
+        if prefetch.note:
+            warnings.warn(prefetch.note, stacklevel=2)
+        yield from loader(start, len(views_of), prefetch.workers, prefetch.factor)
 
 
 def _fits(model: Backbone, waiting: list[tuple[int, Tensor]], views: Tensor) -> bool:

@@ -227,10 +227,10 @@ def interpolate(tokens: Tensor, grid: tuple[int, int], at: Tensor) -> Tensor:
     last = torch.tensor([h - 1, w - 1])
     position = (at * torch.tensor([h, w]) - 0.5).clamp(min=0).minimum(last)
     first = position.floor()
-    share = position - first
+    fraction = position - first
     top, left = first.long().unbind(-1)
     bottom, right = (top + 1).clamp(max=h - 1), (left + 1).clamp(max=w - 1)
-    down, across = share.unbind(-1)
+    down, across = fraction.unbind(-1)
     flat, start = tokens.flatten(0, 1), (torch.arange(B) * N).unsqueeze(1)
     corners = (
         (top, left, (1 - down) * (1 - across)),

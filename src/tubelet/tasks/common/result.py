@@ -143,8 +143,10 @@ def write_result(result: Result, path: Path) -> None:
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(_to_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     except ValueError as error:  # JSON has no NaN
-        wrong = [name for name, metric in result.metrics.items() if not isfinite(metric.value)]
-        raise DataError(f"{path}: metric is not finite ({', '.join(wrong) or error}); result not written") from error
+        not_finite = [name for name, metric in result.metrics.items() if not isfinite(metric.value)]
+        raise DataError(
+            f"{path}: metric is not finite ({', '.join(not_finite) or error}); result not written"
+        ) from error
 
 
 def _to_json(result: Result) -> dict[str, Any]:

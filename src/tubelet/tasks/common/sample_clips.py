@@ -47,9 +47,9 @@ def frozen_features(encoders: Mapping[str, Encoder], pixels: Tensor, grid: Grid)
     return {kind: x.float().cpu() for kind, x in (levels | {RAW: patchify(pixels, grid)}).items()}
 
 
-def frames_that_fit(wanted: int, there: int, tubelet: int) -> int:
+def frames_that_fit(requested: int, available: int, tubelet: int) -> int:
     """As many of the wanted frames as a clip has, in whole tubelets; one frame is an image."""
-    count = min(wanted, there)
+    count = min(requested, available)
     return count if count == 1 else max(count - count % tubelet, tubelet)
 
 

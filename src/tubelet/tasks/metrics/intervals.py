@@ -73,9 +73,9 @@ def bootstrap_interval(
 def _ends(
     value: float, statistic: Statistic, units: int, bounds: tuple[float, float], seed: int, resamples: int
 ) -> tuple[float | None, float | None]:
-    least, most = bounds
+    lower, upper = bounds
     if units == 1:
-        return (least, most) if isfinite(least) and isfinite(most) else (None, None)
+        return (lower, upper) if isfinite(lower) and isfinite(upper) else (None, None)
     values = resample(statistic, units, seed, resamples)
     values = values[np.isfinite(values)]
     if 2 * len(values) < resamples:
@@ -88,11 +88,11 @@ def _ends(
             error = np.sqrt((units - 1) / units * np.square(others - others.mean()).sum())
             low, high = min(low, value - _T_975[units - 2] * error), max(high, value + _T_975[units - 2] * error)
     if high - low <= 1e-9 * max(1.0, abs(value)):
-        if not (isfinite(least) and isfinite(most)):
+        if not (isfinite(lower) and isfinite(upper)):
             return None, None
         unseen = 1 - _TAIL ** (1 / units)
-        low, high = value - unseen * (value - least), value + unseen * (most - value)
-    return float(max(least, min(low, value))), float(min(most, max(high, value)))
+        low, high = value - unseen * (value - lower), value + unseen * (upper - value)
+    return float(max(lower, min(low, value))), float(min(upper, max(high, value)))
 
 
 def resample(statistic: Statistic, units: int, seed: int, resamples: int = RESAMPLES) -> Floats:
