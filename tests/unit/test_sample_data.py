@@ -283,7 +283,7 @@ def test_levels_are_those_of_the_file_that_lies_there_now(tmp_path: Path, monkey
 
     for name in ("E1M1", "E1M2"):
         write_wad(tmp_path / name, name)
-    monkeypatch.setattr("tubelet.sample_data.level.wad_folder", lambda: tmp_path / "link")
+    monkeypatch.setattr("tubelet.sample_data.level.wad_root", lambda: tmp_path / "link")
     for name in ("E1M1", "E1M2"):
         (tmp_path / "link").unlink(missing_ok=True)
         (tmp_path / "link").symlink_to(name)

@@ -19,7 +19,7 @@ from tubelet.errors import escape_unprintable
 from tubelet.io.files import atomic_write
 from tubelet.prediction.label_colors import assign_colors, rgb
 from tubelet.prediction.media_predictions import MediaPredictions, ValueCurve, labels_by_seconds, stack_fps
-from tubelet.prediction.video_writer import even, write_frames
+from tubelet.prediction.video_writer import round_to_even, write_frames
 
 MIN_LINES, MIN_COLUMNS = 480, 480
 WHOLE_S, WINDOW_S = 120.0, 60.0  # of a longer video, the minute of now is shown
@@ -77,7 +77,7 @@ class _Layout:
 
     def __init__(self, height: int, width: int) -> None:
         scale = max(1.0, MIN_LINES / height)
-        self.lines, self.columns = even(height * scale), even(width * scale)
+        self.lines, self.columns = round_to_even(height * scale), round_to_even(width * scale)
         self.width = max(self.columns, MIN_COLUMNS)
         size = max(15, round(min(self.lines, self.width) / 34))
         fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -133,7 +133,7 @@ class _Panel:
         self.top = layout.line + 3 * self.gap if labels else self.gap
         bottom = self.top + len(self.lanes) * self.lane_height + len(self.curves) * (self.curve_height + self.gap)
         self.bottom = bottom + self.gap
-        self.height = even(self.bottom + layout.line + self.gap)
+        self.height = round_to_even(self.bottom + layout.line + self.gap)
         self.drawn: tuple[Any, NDArray[np.uint8]] | None = None
 
     def image(self, now_s: float) -> NDArray[np.uint8]:

@@ -340,7 +340,7 @@ def _score_batch(run: _Pass, table: ScoreTable, batch: WindowBatch, made: set[st
         key = (clips.levels, clips.cells)
         if key not in reduced:
             reduced[key] = torch.stack([reduce_tokens(features, clips) for features in views], dim=1)
-        accepted = [i for i, item in enumerate(batch.windows) if output.takes(item)]
+        accepted = [i for i, item in enumerate(batch.windows) if output.accepts(item)]
         items = [batch.windows[i] for i in accepted]
         pixels = batch.pixels[accepted, 0]
         if accepted and run.layout.whole:

@@ -17,7 +17,7 @@ from tubelet.io.files import atomic_write
 from tubelet.io.overwrite_checks import VIDEO_MARK
 
 
-def even(number: float) -> int:
+def round_to_even(number: float) -> int:
     """The nearest even number of pixels, at least 2, as 4:2:0 chroma subsampling requires."""
     return 2 * max(1, round(number / 2))
 
@@ -114,7 +114,7 @@ def rewrite_video(
         atomic_write(out, also=(FFmpegError,)) as partial,
     ):
         height = lines if enlarge else min(lines, video.info.height)
-        size = even(height), even(height * video.info.width / video.info.height)
+        size = round_to_even(height), round_to_even(height * video.info.width / video.info.height)
         frames = ((change(pixels, second), second) for pixels, second in span_frames(video, size, *bounds_s))
         duration_s = (video.info.duration_s if bounds_s[1] is None else bounds_s[1]) - bounds_s[0]
         write_frames(frames, partial, video.time_base, duration_s, crf)

@@ -20,7 +20,7 @@ from tubelet.data.worker_status import describe_exit
 from tubelet.errors import FileError, MissingPackageError, TubeletError
 from tubelet.io.files import temporary_directory
 from tubelet.sample_data import supervisor
-from tubelet.sample_data.level import wad_folder
+from tubelet.sample_data.level import wad_root
 
 # The player is invulnerable and monsters ignore it (their fire would end every third clip), the camera does not bob,
 # there is no text over the image, monsters do not flicker; and light fades less with distance, since codecs turn dark
@@ -185,7 +185,7 @@ def engine(wad: str, level: str, width: int, height: int, seed: int, folder: Pat
 def _configured_game(vizdoom: Any, wad: str, level: str, width: int, height: int, seed: int) -> Any:
     """A game that is not started yet, see `engine`."""
     game = vizdoom.DoomGame()
-    game.set_doom_game_path(str(wad_folder() / wad))
+    game.set_doom_game_path(str(wad_root() / wad))
     game.set_doom_map(level)
     game.set_screen_resolution(getattr(vizdoom.ScreenResolution, f"RES_{width}X{height}"))
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)

@@ -57,7 +57,7 @@ class Level:
         return a, b, np.minimum(a, b), np.maximum(a, b)
 
 
-def wad_folder() -> Path:
+def wad_root() -> Path:
     """Where the level files are, found without starting the engine.
 
     Raises:
@@ -79,7 +79,7 @@ class _Wad(NamedTuple):
 
 
 def _wad(name: str) -> _Wad:
-    path = wad_folder() / name
+    path = wad_root() / name
     if not path.is_file():
         raise MissingPackageError(f"{path}: the levels that ViZDoom carries are missing; reinstall vizdoom")
     status = path.stat()

@@ -31,7 +31,7 @@ from tubelet.device import pick_device, pick_dtype
 from tubelet.errors import ConfigError, DataError, escape_filename, escape_unprintable
 from tubelet.grid import Modality
 from tubelet.io.overwrite_checks import check_output
-from tubelet.prediction.video_writer import even, span_frames, write_frames
+from tubelet.prediction.video_writer import round_to_even, span_frames, write_frames
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
 from tubelet.view.page import binary_block, colormap, data_uri, json_block, write_page
@@ -387,7 +387,7 @@ def page_values(
 
 def _embed_media(number: int, file: ViewedFile, blocks: list[Markup]) -> dict[str, Any]:
     scale = min(1.0, MEDIA_LINES / file.height)
-    height, width = even(file.height * scale), even(file.width * scale)
+    height, width = round_to_even(file.height * scale), round_to_even(file.width * scale)
     if file.video:
         buffer = BytesIO()
         with Video(file.path, stack_fps=file.stack_fps, display=True) as video:

@@ -15,7 +15,7 @@ from PIL import Image
 from tubelet.data.decode import Video
 from tubelet.data.images import read_image
 from tubelet.errors import TubeletError
-from tubelet.prediction.video_writer import even, write_frames
+from tubelet.prediction.video_writer import round_to_even, write_frames
 from tubelet.view.page import data_uri
 
 SIDE, FPS, FRAMES = 176, 8, 32
@@ -67,7 +67,7 @@ def make_thumbnail(
 
 def _size(height: int, width: int, side: int) -> tuple[int, int]:
     scale = min(1.0, side / max(height, width))
-    return even(height * scale), even(width * scale)
+    return round_to_even(height * scale), round_to_even(width * scale)
 
 
 def _shrink(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tubelet.data.file_types import STACK_FORMATS
-from tubelet.data.stacks.stack import Stack, as_stack_error, existing, info_of, layout_of
+from tubelet.data.stacks.stack import Stack, as_stack_error, existing_path, info_of, layout_of
 from tubelet.errors import DecodeError
 
 _KIND = "DICOM"
@@ -121,15 +121,15 @@ def _frame_count(path: str) -> int:
 
 def open_stack(path: str | Path) -> Stack:
     """Open a file, or the series of a slice or folder, see `tubelet.data.stacks.open_stack`."""
-    name, place = str(path), existing(path)
-    if place.is_dir():
-        headers = _only_series(name, place)
+    name, local = str(path), existing_path(path)
+    if local.is_dir():
+        headers = _only_series(name, local)
     else:
         slice_header = _header(name, _mtime(name))
         headers = (
             [slice_header]
             if slice_header.frames > 1 or not slice_header.series
-            else _slices(place.parent, slice_header)
+            else _slices(local.parent, slice_header)
         )
     first = headers[0]
     if fault := next((header.fault for header in headers if header.fault), ""):
@@ -156,7 +156,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _mtime(path: str) -> int:
-    return existing(path).stat().st_mtime_ns
+    return existing_path(path).stat().st_mtime_ns
 
 
 def _files(folder: Path) -> Iterator[_SliceHeader]:
@@ -290,7 +290,7 @@ def _header(path: str, mtime_ns: int) -> _SliceHeader:
             rescale,
             _stated_window(data, [*shared, *frames[len(frames) // 2 :][:1]]),
             _rate(data),
-            _fault(data, rescale, existing(path).stat().st_size),
+            _fault(data, rescale, existing_path(path).stat().st_size),
         )
 
 

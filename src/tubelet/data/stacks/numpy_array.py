@@ -6,7 +6,7 @@ Axes: (T, H, W) or (T, H, W, C).
 from pathlib import Path
 
 from tubelet.data.size_limits import ARRAY_BYTES
-from tubelet.data.stacks.stack import Stack, existing, info_of, unnamed_layout
+from tubelet.data.stacks.stack import Stack, existing_path, info_of, unnamed_layout
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.io.arrays import map_npy, npz_names, read_single_npz
 
@@ -28,11 +28,11 @@ def may_be_frames(path: str | Path) -> bool:
 
 def open_stack(path: str | Path) -> Stack:
     """Open an array, see `tubelet.data.stacks.open_stack`."""
-    name, place = str(path), existing(path)
+    name, local = str(path), existing_path(path)
     try:
-        array = map_npy(place) if place.suffix.lower() == ".npy" else read_single_npz(place, ARRAY_BYTES)
+        array = map_npy(local) if local.suffix.lower() == ".npy" else read_single_npz(local, ARRAY_BYTES)
     except TubeletError as error:
-        raise DecodeError(name, str(error).removeprefix(f"{place}: ")) from error
+        raise DecodeError(name, str(error).removeprefix(f"{local}: ")) from error
     layout = unnamed_layout(name, array.shape)
     info = info_of(name, layout, array.dtype)
     return Stack(info, lambda indices: layout.frames(array[layout.selection(indices)]), lambda: None)

@@ -202,15 +202,15 @@ def as_stack_error(path: str, what: str, package: str = "") -> Iterator[None]:
         raise DecodeError(path, f"corrupt or truncated {what} file ({type(error).__name__}); copy it again") from error
 
 
-def existing(path: str | Path) -> Path:
+def existing_path(path: str | Path) -> Path:
     """The path of a local stack.
 
     Raises:
         DecodeError: it does not exist.
     """
-    place = Path(path)
+    local = Path(path)
     try:
-        place.stat()
+        local.stat()
     except OSError as error:
         reason = (
             "does not exist"
@@ -218,4 +218,4 @@ def existing(path: str | Path) -> Path:
             else f"cannot be read ({error.strerror})"
         )
         raise DecodeError(str(path), reason) from error
-    return place
+    return local

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tubelet.data.stacks.stack import AxisLayout, Stack, as_stack_error, existing, info_of, layout_of
+from tubelet.data.stacks.stack import AxisLayout, Stack, as_stack_error, existing_path, info_of, layout_of
 from tubelet.errors import DecodeError
 
 _KIND = "TIFF"
@@ -39,7 +39,7 @@ def has_pages(path: str | Path) -> bool:
 
 
 def _page_at(file: Any, offset: int, order: str, big: bool) -> tuple[int, bytes, int]:
-    """The place of the page after the one at `offset`, 0 for none; the tags of this one; and the bytes of a tag."""
+    """The offset of the page after the one at `offset`, 0 for none; the tags of this one; and the bytes of a tag."""
     file.seek(offset)
     (count,) = struct.unpack(f"{order}Q" if big else f"{order}H", file.read(8 if big else 2))
     entry = 20 if big else 12
@@ -105,12 +105,12 @@ def _positive(values: np.ndarray, page: Any) -> np.ndarray:
 
 def open_stack(path: str | Path) -> Stack:
     """Open a TIFF file, see `tubelet.data.stacks.open_stack`."""
-    name, place = str(path), existing(path)
+    name, local = str(path), existing_path(path)
     with as_stack_error(name, _KIND, "tifffile"):
         import tifffile
 
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns about ends in an error below
-        file = tifffile.TiffFile(place)
+        file = tifffile.TiffFile(local)
     try:
         with as_stack_error(name, _KIND):
             last: Any = file.pages[len(file.pages) - 1]
@@ -135,7 +135,7 @@ def open_stack(path: str | Path) -> Stack:
 
 
 def _reader(name: str, file: Any, series: Any, layout: AxisLayout) -> Any:
-    """The function that reads frames; of contiguous values by their place, else page by page."""
+    """The function that reads frames: contiguous values by their offset, others page by page."""
     size = file.filehandle.size
     stored = int(np.prod(series.shape)) * series.dtype.itemsize
     contiguous = series.dataoffset is not None

@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from tubelet.data.stacks.stack import CHUNK_BYTES, Stack, as_stack_error, existing, info_of, layout_of, unnamed_layout
+from tubelet.data.stacks.stack import (
+    CHUNK_BYTES,
+    Stack,
+    as_stack_error,
+    existing_path,
+    info_of,
+    layout_of,
+    unnamed_layout,
+)
 from tubelet.errors import DecodeError
 
 _KIND = "Zarr"
@@ -28,11 +36,11 @@ _UNIT_S = {"second": 1.0, "millisecond": 1e-3, "microsecond": 1e-6, "nanosecond"
 
 def open_stack(path: str | Path) -> Stack:
     """Open an array or group, see `tubelet.data.stacks.open_stack`."""
-    name, place = str(path), existing(path)
+    name, local = str(path), existing_path(path)
     with as_stack_error(name, _KIND, "zarr"):
         import zarr
 
-        node = zarr.open(str(place), mode="r")
+        node = zarr.open(str(local), mode="r")
     with as_stack_error(name, _KIND):
         array, axes, fps = _array_and_axes(name, node)
         layout = unnamed_layout(name, array.shape) if axes is None else layout_of(name, axes, array.shape)

@@ -158,7 +158,7 @@ class HeadOutput(ABC):
         self.ascii_paths = False
         self.counts: dict[str, int] = {}
 
-    def takes(self, item: FileWindow) -> bool:
+    def accepts(self, item: FileWindow) -> bool:
         """Whether the head is applied to a window; a short video may have one for each kind of heads."""
         if item.window is None:
             return True
