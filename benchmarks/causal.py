@@ -1,4 +1,4 @@
-"""The processor time of features without a leak from the future, `model.stream(causal=True)`, and with both ways.
+"""Processor time of causal features, `model.stream(causal=True)`, compared with bidirectional features.
 
 python -m benchmarks.causal --seconds 30
 """
@@ -34,23 +34,23 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Stream a video both ways in turn and print the windows and the median processor seconds."""
+    """Stream a video in both modes in turn and print the windows and the median processor seconds."""
     torch.manual_seed(0)
     model = Backbone(model_preset(options.model)).eval().requires_grad_(False)
-    spent: dict[bool, list[float]] = {False: [], True: []}
+    cpu_seconds: dict[bool, list[float]] = {False: [], True: []}
     windows = {}
     with tempfile.TemporaryDirectory() as folder:
         (path,) = make_videos(Path(folder), 120, 1, options.seconds)
         for _ in range(options.rounds):
-            for causal, seconds in spent.items():
+            for causal, seconds in cpu_seconds.items():
                 begin = time.process_time()
                 stream = model.stream(path, frames=options.frames, fps=4, resize=options.image_size, causal=causal)
                 windows[causal] = sum(1 for _ in stream)
                 seconds.append(time.process_time() - begin)
-    for causal, seconds in spent.items():
-        name = "causal" if causal else "both ways"
+    for causal, seconds in cpu_seconds.items():
+        name = "causal" if causal else "bidirectional"
         print(f"{name}: {windows[causal]} windows, {statistics.median(seconds):.2f} processor seconds")
-    print(f"ratio: {statistics.median(spent[True]) / statistics.median(spent[False]):.2f}")
+    print(f"ratio: {statistics.median(cpu_seconds[True]) / statistics.median(cpu_seconds[False]):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Conversions of swscale from YUV to RGB: processor time of a 720p frame, and largest errors of flat colors.
+"""YUV-to-RGB conversions of swscale: processor time of a 720p frame, and largest errors of flat colors.
 
     python -m benchmarks.colors
 
-Each frame has blocks of 16 x 16 pixels of random codes. The errors, in steps of 255, are those against the equations of
-the matrix in float64, in the middle of the blocks. The ways run in turn on one thread.
+Each frame has blocks of 16 x 16 pixels with random codes. The errors, in levels of 255, are relative to the equations
+of the matrix in float64, in the middle of the blocks. The conversions run in turn on one thread.
 """
 
 import statistics
@@ -24,7 +24,7 @@ SAMPLINGS, RANGES = ("420", "422", "444"), ("limited", "full")
 BILINEAR, ROUND, FULL = Interpolation.BILINEAR, Interpolation.ACCURATE_RND, Interpolation.FULL_CHR_H_INT
 # Pixel formats that a frame becomes one after the other, each with its flags; the first and the third are in use.
 BRIGHTER = "bilinear, limited range one brighter"
-WAYS = {
+CONVERSIONS = {
     BRIGHTER: (("rgb24", BILINEAR),),
     "bilinear": (("rgb24", BILINEAR),),
     "planar RGB with accurate_rnd, then interleaved": (("gbrp", BILINEAR | ROUND), ("rgb24", BILINEAR)),
@@ -57,10 +57,10 @@ def make_frame(rng: np.random.Generator, sampling: str, matrix: str, color_range
     return frame, np.stack([r, g, b], axis=-1).clip(0, 255)
 
 
-def convert(frame: Any, way: str, reformatters: list[VideoReformatter]) -> list[np.ndarray]:
-    """The planes of a frame in the last format of a way: three of (H, W), or one of (H, W, 3), uint8."""
-    brighter = way == BRIGHTER and frame.color_range == 1
-    for (kind, flags), reformatter in zip(WAYS[way], reformatters, strict=True):
+def convert(frame: Any, name: str, reformatters: list[VideoReformatter]) -> list[np.ndarray]:
+    """The planes of a frame in the last format of a name: three of (H, W), or one of (H, W, 3), uint8."""
+    brighter = name == BRIGHTER and frame.color_range == 1
+    for (kind, flags), reformatter in zip(CONVERSIONS[name], reformatters, strict=True):
         frame = reformatter.reformat(frame, WIDTH, HEIGHT, format=kind, interpolation=flags, threads=1)
     planes = [np.frombuffer(plane, np.uint8).reshape(HEIGHT, -1) for plane in frame.planes]
     if brighter:
@@ -81,30 +81,30 @@ def error(planes: list[np.ndarray], colors: np.ndarray) -> float:
 def main() -> None:
     """Print the table."""
     rng = np.random.default_rng(0)
-    reformatters = {way: [VideoReformatter() for _ in formats] for way, formats in WAYS.items()}
-    errors: dict[str, dict[tuple[str, str], float]] = {way: {} for way in WAYS}
+    reformatters = {name: [VideoReformatter() for _ in formats] for name, formats in CONVERSIONS.items()}
+    errors: dict[str, dict[tuple[str, str], float]] = {name: {} for name in CONVERSIONS}
     for sampling, matrix, color_range in product(SAMPLINGS, MATRICES, RANGES):
         frame, colors = make_frame(rng, sampling, matrix, color_range)
-        for way, formats in WAYS.items():
+        for name, formats in CONVERSIONS.items():
             # The exact default of 4:4:4 is not made brighter.
-            used = "bilinear" if way == BRIGHTER and sampling == "444" else way
+            used = "bilinear" if name == BRIGHTER and sampling == "444" else name
             found = error(convert(frame, used, [VideoReformatter() for _ in formats]), colors)
-            errors[way][sampling, color_range] = max(found, errors[way].get((sampling, color_range), 0.0))
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+            errors[name][sampling, color_range] = max(found, errors[name].get((sampling, color_range), 0.0))
+    seconds: dict[str, list[float]] = {name: [] for name in CONVERSIONS}
     frame, _ = make_frame(rng, "420", "BT.709", "limited")
-    for _, way in product(range(ROUNDS), WAYS):
-        began = time.process_time()
-        convert(frame, way, reformatters[way])
-        seconds[way].append(time.process_time() - began)
+    for _, name in product(range(ROUNDS), CONVERSIONS):
+        start = time.process_time()
+        convert(frame, name, reformatters[name])
+        seconds[name].append(time.process_time() - start)
     keys = list(product(SAMPLINGS, RANGES))
     names = " | ".join(f"{':'.join(sampling)}, {color_range}" for sampling, color_range in keys)
     print(f"| flags | CPU ms | x | {names} |")
     print("|---" * (3 + len(keys)) + "|")
     base = statistics.median(seconds["bilinear"])
-    for way in WAYS:
-        took = statistics.median(seconds[way])
-        cells = " | ".join(f"{errors[way][key]:.1f}" for key in keys)
-        print(f"| {way} | {1e3 * took:.2f} | {took / base:.1f} | {cells} |")
+    for name in CONVERSIONS:
+        cpu_seconds = statistics.median(seconds[name])
+        cells = " | ".join(f"{errors[name][key]:.1f}" for key in keys)
+        print(f"| {name} | {1e3 * cpu_seconds:.2f} | {cpu_seconds / base:.1f} | {cells} |")
 
 
 if __name__ == "__main__":

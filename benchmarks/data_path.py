@@ -1,10 +1,10 @@
-"""How much of a training run is spent waiting for data: from source files, and from shards of them.
+"""Fraction of a training run that waits for data, from source files and from shards of them.
 
     python -m benchmarks.data_path --height 720 --image-size 64
 
-Each side is `tubelet train` as a person runs it, in a process of its own with its workers, and the sides take turns;
-the waiting is what the run itself writes to metrics.jsonl. A slow device waits for little: "reading only" reports how
-many clips a second the workers make where nobody trains, and so how fast a device they could feed.
+`tubelet train` runs on both in turn, each time in its own process with its workers; the waiting time is the value in
+metrics.jsonl. A slow device hardly waits. "reading only" is the number of clips per second that the workers make
+without training, an upper bound for the rate of a device.
 """
 
 import statistics
@@ -29,13 +29,13 @@ from tubelet.data.sources import list_media
 
 
 class Run(NamedTuple):
-    """One training run's figures.
+    """Measurements of one training run.
 
     Attributes:
-        wait_share: of the time after the first steps, the share in which the device, or on a CPU the process, waited
-            for data.
-        clips_per_s: clips trained on a second, median of the steps.
-        peak_gb: peak memory of the process and its workers together, pages that they share counted once.
+        wait_share: fraction of the time after the first steps in which the device (on a CPU: the process) waited for
+            data.
+        clips_per_s: training clips per second, median of the steps.
+        peak_gb: peak memory of the process and its workers, shared pages counted once.
     """
 
     wait_share: float
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 
 def train(source: Path, out: Path, options: list[str], skip: int) -> Run:
-    """Run `tubelet train` on a source; figures of all steps but the first `skip`."""
+    """Run `tubelet train` on a source and return the measurements of all steps after the first `skip`."""
     rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "tubelet", "train", str(source), "--out", str(out), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -112,17 +112,17 @@ def main(
     Args:
         model: Preset.
         image_size: Side of the clips in pixels.
-        frames: Frames of a clip, at 4 a second.
+        frames: Frames of a clip, at 4 per second.
         batch_size: Clips of a step.
         steps: Steps of a run.
-        skip: First steps of a run, in which all is set up, that are not counted.
-        rounds: Runs of each side; the table holds their medians.
+        skip: Number of first steps that are not counted.
+        rounds: Number of runs of each source; the table has their medians.
         workers: Decoding processes.
         height: Lines of the source videos.
-        videos: How many.
-        seconds: How long each is.
+        videos: Number of videos.
+        seconds: Length of each.
         precision: bf16, fp32, or what the device is fast at.
-        folder: Where videos, shards and runs are kept.
+        folder: Folder of the videos, shards and runs.
         json: Print one JSON object as the last line.
     """
     paths = make_videos(folder / "videos", height, videos, seconds)
@@ -134,26 +134,26 @@ def main(
     write_shards([str(path) for path in paths], sources["shards"], ShardConfig(), workers=1)
     options = ["--model", model, "--image-size", image_size, "--frames", frames, "--batch-size", batch_size]
     options += ["--steps", steps, "--workers", workers, "--precision", precision]
-    runs: dict[str, list[Run]] = {side: [] for side in sources}
-    speed: dict[str, list[float]] = {side: [] for side in sources}
+    runs: dict[str, list[Run]] = {name: [] for name in sources}
+    speed: dict[str, list[float]] = {name: [] for name in sources}
     data = DataConfig(image_size=image_size, frames=frames, workers=workers)
     config = TrainConfig(model=model_preset(model), data=data, batch_size=batch_size)
     for _ in range(rounds):
-        for side, source in sources.items():
-            runs[side].append(train(source, folder / f"data-path-{side}", [str(option) for option in options], skip))
-            speed[side].append(reading(source, config, workers))
+        for name, source in sources.items():
+            runs[name].append(train(source, folder / f"data-path-{name}", [str(option) for option in options], skip))
+            speed[name].append(reading(source, config, workers))
     table = Table(
         title=f"{model}, {image_size} px, {frames} frames, batch {batch_size}, {workers} workers, {height} lines"
     )
     for column in ("from", "waiting", "clips/s", "peak GB", "reading only, clips/s"):
         table.add_column(column, justify="left" if column == "from" else "right")
     result: dict[str, Any] = {}
-    for side in sources:
-        middle = Run(*(statistics.median(values) for values in zip(*runs[side], strict=True)))
-        result[side] = {**middle._asdict(), "reading_clips_per_s": statistics.median(speed[side])}
-        result[side]["max_wait_share"] = max(run.wait_share for run in runs[side])
-        cells = (f"{100 * middle.wait_share:.1f} %", f"{middle.clips_per_s:.2f}", f"{middle.peak_gb:.2f}")
-        table.add_row(side, *cells, f"{result[side]['reading_clips_per_s']:.1f}")
+    for name in sources:
+        medians = Run(*(statistics.median(values) for values in zip(*runs[name], strict=True)))
+        result[name] = {**medians._asdict(), "reading_clips_per_s": statistics.median(speed[name])}
+        result[name]["max_wait_share"] = max(run.wait_share for run in runs[name])
+        cells = (f"{100 * medians.wait_share:.1f} %", f"{medians.clips_per_s:.2f}", f"{medians.peak_gb:.2f}")
+        table.add_row(name, *cells, f"{result[name]['reading_clips_per_s']:.1f}")
     Console().print(table)
     if json:
         print(dumps(result))

@@ -1,14 +1,14 @@
-"""Random clips a second, from source files and from shards, compared with another reader.
+"""Random clips per second, from source files and from shards, compared with another reader.
 
     python -m benchmarks.decode
     python -m benchmarks.decode --baseline torchcodec
     python -m benchmarks.decode --baseline decord --json
 
-Which files each reader reads right is `benchmarks/decoders.py`'s to say.
+`benchmarks/decoders.py` compares which files each reader decodes correctly.
 
-Videos of moving texture are made at each height, and shards of them; then every side reads the same random clips, one
-after the other in turn, each in a process of its own with one decoding thread. A file is opened for each clip, as in
-training. From shards a clip has the same moments, at the shards' size.
+The script writes videos of moving texture at each height, and shards of them. The readers then alternate over the same
+random clips, each in its own process with one decoding thread. A file is opened for each clip, as in training. A clip
+from shards has the same times, at the shards' size.
 """
 
 import statistics
@@ -33,8 +33,8 @@ from tubelet.data.shards.reader import open_shards
 from tubelet.data.shards.writer import write_shards
 
 
-class Work(NamedTuple):
-    """What is read."""
+class ReadCase(NamedTuple):
+    """Files and clip settings of a measurement."""
 
     videos: list[Path]
     shards: Path
@@ -49,42 +49,42 @@ class Clip(NamedTuple):
     place: float
 
 
-def build(side: str, work: Work) -> Callable[[int], tuple[float, float]]:
-    """A side's process: a function that reads a clip and returns its seconds, by the clock and of CPU time."""
+def build(reader: str, case: ReadCase) -> Callable[[int], tuple[float, float]]:
+    """Return a function that reads a clip with a reader and returns its wall-clock and processor seconds."""
     read = {
         "source": source_reader,
         "shards": shard_reader,
         "decord": decord_reader,
         "torchcodec": torchcodec_reader,
         "torchcodec-approximate": torchcodec_reader,
-    }[side](work, *(["approximate"] if side.endswith("approximate") else []))
+    }[reader](case, *(["approximate"] if reader.endswith("approximate") else []))
 
     def timed(number: int) -> tuple[float, float]:
         clip = Clip(*np.random.default_rng(number).random(2))
-        began, began_cpu = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), time.process_time()
         pixels = read(clip)
-        seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
-        assert pixels.shape[0] == work.frames, pixels.shape
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+        assert pixels.shape[0] == case.frames, pixels.shape
         return seconds, cpu
 
     return timed
 
 
-def source_reader(work: Work) -> Callable[[Clip], Any]:
+def source_reader(case: ReadCase) -> Callable[[Clip], Any]:
     """From the videos themselves."""
 
     def read(clip: Clip) -> Any:
-        with Video(work.videos[int(clip.file * len(work.videos))]) as video:
-            fps, times = video.info.fps, np.arange(work.frames) * work.stride / video.info.fps
+        with Video(case.videos[int(clip.file * len(case.videos))]) as video:
+            fps, times = video.info.fps, np.arange(case.frames) * case.stride / video.info.fps
             return video.clips([clip.place * (video.info.duration_s - times[-1] - 1 / fps) + times])[0].pixels
 
     return read
 
 
-def shard_reader(work: Work) -> Callable[[Clip], Any]:
+def shard_reader(case: ReadCase) -> Callable[[Clip], Any]:
     """From members of shards: as many seconds as the videos' clips have, at their mean rate of 27 frames a second."""
-    shards = open_shards(work.shards)
-    times = np.arange(work.frames) * work.stride / 27.0
+    shards = open_shards(case.shards)
+    times = np.arange(case.frames) * case.stride / 27.0
 
     def read(clip: Clip) -> Any:
         place = int(clip.file * len(shards.members))
@@ -95,27 +95,27 @@ def shard_reader(work: Work) -> Callable[[Clip], Any]:
     return read
 
 
-def decord_reader(work: Work) -> Callable[[Clip], Any]:
+def decord_reader(case: ReadCase) -> Callable[[Clip], Any]:
     """As decord's users do."""
     import decord
 
     def read(clip: Clip) -> Any:
-        video = decord.VideoReader(str(work.videos[int(clip.file * len(work.videos))]), num_threads=1)
-        steps = np.arange(work.frames) * work.stride
+        video = decord.VideoReader(str(case.videos[int(clip.file * len(case.videos))]), num_threads=1)
+        steps = np.arange(case.frames) * case.stride
         return video.get_batch(int(clip.place * (len(video) - steps[-1])) + steps).asnumpy()
 
     return read
 
 
-def torchcodec_reader(work: Work, seek_mode: Literal["exact", "approximate"] = "exact") -> Callable[[Clip], Any]:
+def torchcodec_reader(case: ReadCase, seek_mode: Literal["exact", "approximate"] = "exact") -> Callable[[Clip], Any]:
     """As torchcodec's users do: frames by time. Exact seeking, the default, reads all of a file's packets first."""
     from torchcodec.decoders import VideoDecoder
 
     def read(clip: Clip) -> Any:
-        path = work.videos[int(clip.file * len(work.videos))]
+        path = case.videos[int(clip.file * len(case.videos))]
         decoder = VideoDecoder(str(path), num_ffmpeg_threads=1, seek_mode=seek_mode)
         about = decoder.metadata
-        times = np.arange(work.frames) * work.stride / about.average_fps
+        times = np.arange(case.frames) * case.stride / about.average_fps
         latest = about.end_stream_seconds - times[-1] - 1 / about.average_fps
         return decoder.get_frames_played_at((clip.place * latest + times).tolist()).data
 
@@ -138,14 +138,14 @@ def main(
 
     Args:
         heights: Lines of the videos; below 720 they are 4:3, else 16:9.
-        videos: How many of each.
-        seconds: How long each is.
+        videos: Number of videos of each height.
+        seconds: Length of each.
         frames: Frames of a clip.
         stride: Frames of the video from one frame of a clip to the next.
-        rounds: Clips that each side reads; the table holds their medians.
-        warmup: Clips before them.
-        folder: Where videos and shards are kept for the next time.
-        baseline: Another reader; it must be installed.
+        rounds: Number of clips per reader; the table has their medians.
+        warmup: Number of clips before them.
+        folder: Folder of the videos and shards, which are reused.
+        baseline: Reader to compare with; it must be installed.
         json: Print one JSON object as the last line.
     """
     if baseline:
@@ -154,40 +154,44 @@ def main(
         except (ImportError, OSError, RuntimeError) as error:
             sys.exit(f"{baseline} cannot be imported: {str(error).splitlines()[0]}; pip install {baseline}")
     others = {None: (), "decord": ("decord",), "torchcodec": ("torchcodec", "torchcodec-approximate")}[baseline]
-    sides = ("source", "shards", *others)
+    readers = ("source", "shards", *others)
     console = Console()
     result: dict[str, Any] = {"frames": frames, "stride": stride}
     for height in heights:
         paths = make_videos(folder, height, videos, seconds)
         shards = folder / f"shards-{height}p-{videos}x{seconds:g}s"
         write_shards([str(path) for path in paths], shards, ShardConfig(), workers=1)
-        work = Work(paths, shards, frames, stride)
-        timed, peak = run_in_turn(build, work, sides, warmup, rounds)
+        case = ReadCase(paths, shards, frames, stride)
+        timed, peak = run_in_turn(build, case, readers, warmup, rounds)
         title = f"{frames} frames, stride {stride}, {height} lines"
-        result[f"{height}p"] = show(console, title, {side: timed[side] for side in sides}, peak)
+        result[f"{height}p"] = show(console, title, {reader: timed[reader] for reader in readers}, peak)
     if json:
         print(dumps(result))
 
 
 def show(
-    console: Console, title: str, taken: dict[str, list[tuple[float, float]]], peak: dict[str, float]
+    console: Console, title: str, timed: dict[str, list[tuple[float, float]]], peak: dict[str, float]
 ) -> dict[str, Any]:
-    """Print one height's table; its figures. Ratios are of CPU time, which other work on the machine touches least."""
+    """Print the table of a height and return its values. Ratios are of CPU time, which other work affects least."""
     table = Table(title=title)
-    for column in ("side", "ms/clip", "10-90 %", "clips/s", "CPU ms/clip", "x source", "peak GB"):
-        table.add_column(column, justify="left" if column == "side" else "right")
-    median = {side: statistics.median(seconds for seconds, _ in rounds) for side, rounds in taken.items()}
-    cpu = {side: statistics.median(seconds for _, seconds in rounds) for side, rounds in taken.items()}
-    for side, rounds in taken.items():
+    for column in ("reader", "ms/clip", "10-90 %", "clips/s", "CPU ms/clip", "x source", "peak GB"):
+        table.add_column(column, justify="left" if column == "reader" else "right")
+    median = {reader: statistics.median(seconds for seconds, _ in rounds) for reader, rounds in timed.items()}
+    cpu = {reader: statistics.median(seconds for _, seconds in rounds) for reader, rounds in timed.items()}
+    for reader, rounds in timed.items():
         low, high = np.quantile([seconds for seconds, _ in rounds], [0.1, 0.9]) * 1e3
-        cells = (f"{1e3 * median[side]:.1f}", f"{low:.0f}-{high:.0f}", f"{1 / median[side]:.1f}")
-        cells += (f"{1e3 * cpu[side]:.1f}", f"{cpu['source'] / cpu[side]:.2f}")
-        table.add_row(side, *cells, f"{peak[side]:.2f}")
+        cells = (f"{1e3 * median[reader]:.1f}", f"{low:.0f}-{high:.0f}", f"{1 / median[reader]:.1f}")
+        cells += (f"{1e3 * cpu[reader]:.1f}", f"{cpu['source'] / cpu[reader]:.2f}")
+        table.add_row(reader, *cells, f"{peak[reader]:.2f}")
     console.print(table)
     return {
-        side: {"clips_per_s": 1 / median[side], "cpu_s": cpu[side], "peak_gb": peak[side]}
-        | {f"times_{other}": cpu[other] / cpu[side] for other in taken if other != side}
-        for side in taken
+        reader: {
+            "clips_per_s": 1 / median[reader],
+            "cpu_s": cpu[reader],
+            "peak_gb": peak[reader],
+        }
+        | {f"times_{other}": cpu[other] / cpu[reader] for other in timed if other != reader}
+        for reader in timed
     }
 
 

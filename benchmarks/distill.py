@@ -1,12 +1,12 @@
-"""Does distillation help a small model? Distilled and pre-trained from scratch, for as many steps.
+"""Compare a distilled small model with one that is pre-trained from scratch for the same number of steps.
 
     make demo
     python -m benchmarks.distill runs/demo --data runs/sample --out runs/distill
 
-The small model has half the teacher's width and heads, and is otherwise the same. Both ways take the teacher's own
-settings: data, steps, batch, learning rate, average. From scratch, it is pre-trained as the teacher was; distilled, it
-predicts the frozen teacher's last level, and visible tokens count in full from the first step. Every run is a process
-of one thread, in a folder of --out; what is done is not done again, and what was stopped continues.
+The small model has half the teacher's width and heads, and is otherwise the same. Both methods use the teacher's own
+settings: data, steps, batch size, learning rate, moving average. From scratch, it is pre-trained like the teacher;
+distilled, it predicts the frozen teacher's last level, with the full weight of visible tokens from the first step.
+Every run is a process with one thread, in a folder of --out. To resume, run the same command again.
 """
 
 import os
@@ -37,14 +37,14 @@ from tubelet.train.initialization import distillation_config
 from tubelet.train.run_directory import write_atomically
 from tubelet.train.trainer import train
 
-WAYS = {
+METHODS = {
     "random": "half the width, random weights",
     "scratch": "half the width, from scratch",
     "distilled": "half the width, distilled",
 }
 
 
-def settings(way: str, teacher: str, data: Path, steps: int | None, seed: int) -> TrainConfig:
+def settings(method: str, teacher: str, data: Path, steps: int | None, seed: int) -> TrainConfig:
     """The whole run of a small model."""
     large, run = load_vjepa(teacher)
     if run is None:
@@ -58,7 +58,7 @@ def settings(way: str, teacher: str, data: Path, steps: int | None, seed: int) -
         seed=seed,
         compile=False,
     )
-    if way != "distilled":
+    if method != "distilled":
         return run
     return replace(
         run,
@@ -68,12 +68,12 @@ def settings(way: str, teacher: str, data: Path, steps: int | None, seed: int) -
     )
 
 
-def carry_out(way: str, teacher: str, data: Path, steps: int | None, seed: int, folder: Path) -> dict[str, float]:
+def carry_out(method: str, teacher: str, data: Path, steps: int | None, seed: int, folder: Path) -> dict[str, float]:
     """Train a small model to its end and evaluate its average; returns the value of each measure."""
-    config, scores = settings(way, teacher, data, steps, seed), folder / "scores.json"
+    config, scores = settings(method, teacher, data, steps, seed), folder / "scores.json"
     if not scores.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        if way == "random":
+        if method == "random":
             encoder = random_encoder(config.model, seed)
         else:
             with log_to_file(folder / "log.txt"), (folder / "log.txt").open("a") as log:
@@ -114,14 +114,14 @@ def main(
         out: Folder of the runs.
         seeds: Of the small models' initial weights, data order, crops and masks.
         steps: Of each run; by default as many as the teacher's.
-        jobs: Runs side by side.
+        jobs: Number of parallel runs.
     """
     started = {}
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         for seed in seeds:
-            for way in WAYS:
-                folder = out / f"{way}-seed-{seed}"
-                started[way, seed] = pool.submit(carry_out, way, teacher, data, steps, seed, folder)
+            for method in METHODS:
+                folder = out / f"{method}-seed-{seed}"
+                started[method, seed] = pool.submit(carry_out, method, teacher, data, steps, seed, folder)
         console = Console(width=max(Console().width, 120))  # a table of numbers is worth a long line
         large, run = load_vjepa(teacher)
         assert run is not None  # or `settings` has refused it
@@ -132,8 +132,8 @@ def main(
     for label, higher_is_better in MEASURES.items():
         table.add_column(f"{label} {'↑' if higher_is_better else '↓'}", justify="right")
     table.add_row("the teacher", *(f"{own[label]:.3f}" for label in MEASURES), end_section=True)
-    for way, title in WAYS.items():
-        table.add_row(title, *(with_spread([found[way, seed][label] for seed in seeds]) for label in MEASURES))
+    for method, title in METHODS.items():
+        table.add_row(title, *(with_spread([found[method, seed][label] for seed in seeds]) for label in MEASURES))
     console.print(table)
 
 

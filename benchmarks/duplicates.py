@@ -1,10 +1,10 @@
-"""Near-duplicates among the clips of the sample set: precision and recall, beside a perceptual hash.
+"""Near-duplicates among the clips of the sample set: precision and recall, compared with a perceptual hash.
 
     python -m benchmarks.duplicates SET --model MODEL
 
-Of each kind of damage, copies of `--copies` videos are added to the videos of the set. Each method is measured at its
-best threshold (of F1), and the features also at the default of `tubelet map`. The hash is dHash (64 signs of horizontal
-differences of a frame at 9 x 8 pixels) of a frame for each clip, aligned in the same way.
+For each kind of modification, copies of `--copies` videos are added to the videos of the set. Each method is measured
+at its best threshold (of F1), and the features also at the default of `tubelet map`. The hash is dHash (64 signs of
+horizontal differences of a frame at 9 x 8 pixels) of one frame per clip, with the same alignment.
 """
 
 import tempfile

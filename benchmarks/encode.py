@@ -4,12 +4,12 @@
     python -m benchmarks.encode --baseline transformers --image-size 224 384 --precision fp32 bf16
     python -m benchmarks.encode --baseline transformers --precision fp32 --variants tubelet compile int8 onnx onnx-int8
 
-The package's side is `model.encode`, which is what its users call, from normalized pixels to all tapped levels. Its
-variants have the same weights: compiled blocks, 8-bit weights, both, and files of onnxruntime, which compute in fp32
-whatever the precision. The cosine is that of the deepest features to those in fp32, uncompiled.
-`transformers` has V-JEPA 2.0 only, whose encoder is the same network but for the image tokenizer and the tapped
-levels: the same sizes, random weights, loaded in the same dtype, its own choice of attention (sdpa). The specification
-runs under autocast. The sides run in turn, each in a process of its own.
+The package's implementation is `model.encode`, from normalized pixels to all output levels. Its variants have the same
+weights: compiled blocks, 8-bit weights, both, and files for onnxruntime, which compute in fp32 for any precision. The
+cosine compares the deepest features with those in fp32, uncompiled. `transformers` has V-JEPA 2.0 only, whose encoder
+is the same network except for the image tokenizer and the output levels: it has the same sizes, random weights, the
+same dtype and its default attention (sdpa). The specification runs under autocast. The implementations alternate, each
+in its own process.
 """
 
 import os
@@ -44,12 +44,12 @@ from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.compilation import compile_encoder
 from tubelet.pretrained.quantization import quantize_linear_layers
 
-Peer = Literal["reference", "transformers"]
+Baseline = Literal["reference", "transformers"]
 Variant = Literal["tubelet", "compile", "int8", "int8-compile", "onnx", "onnx-int8"]
 
 
 class Sizes(NamedTuple):
-    """What is encoded by what."""
+    """Model, clips and precision of a measurement."""
 
     model: ModelConfig
     image_size: int
@@ -58,30 +58,30 @@ class Sizes(NamedTuple):
     precision: Precision
 
 
-def build(side: str, sizes: Sizes) -> Callable[[int], tuple[float, float, float]]:
-    """A side's process: a function that returns the seconds of encoding a batch, those of its processors, the cosine.
+def build(implementation: str, sizes: Sizes) -> Callable[[int], tuple[float, float, float]]:
+    """Return a function that encodes a batch with an implementation: wall-clock seconds, processor seconds, cosine.
 
-    The cosine to features in fp32 is measured once, before the first round; it is NaN for a side with other weights.
+    The cosine to features in fp32 is measured once, before the first round; it is NaN for different weights.
     """
     device = pick_device()
     dtype = pick_dtype(sizes.precision, device)
-    if side in get_args(Variant):
-        encode: Callable[[Tensor], Any] = package_encoder(sizes, device, dtype, side)
+    if implementation in get_args(Variant):
+        encode: Callable[[Tensor], Any] = package_encoder(sizes, device, dtype, implementation)
     else:
         torch.manual_seed(0)
         encoders = {"reference": reference_encoder, "transformers": transformers_encoder}
-        encode = encoders[side](sizes, device, dtype)
-    calls = 10 if device.type == "cuda" else 1  # in a row, as a collection is encoded
+        encode = encoders[implementation](sizes, device, dtype)
+    calls = 10 if device.type == "cuda" else 1  # consecutive, as in `tubelet embed`
 
     def timed(number: int) -> tuple[float, float, float]:
         pixels = torch.randn(shape_of(sizes), generator=torch.Generator().manual_seed(number)).to(device)
-        worked = time.process_time()
+        cpu_seconds = time.process_time()
         with torch.inference_mode():
             seconds = seconds_per_call(lambda: encode(pixels), device, calls)
-        return seconds, (time.process_time() - worked) / calls, cosine
+        return seconds, (time.process_time() - cpu_seconds) / calls, cosine
 
     cosine = float("nan")
-    if side in get_args(Variant):
+    if implementation in get_args(Variant):
         few = sizes._replace(frames=2 * sizes.model.tubelet_size, batch_size=1)
         pixels = torch.randn(shape_of(few), generator=torch.Generator().manual_seed(0)).to(device)
         with torch.inference_mode():
@@ -184,22 +184,22 @@ def main(
     rounds: int = 5,
     warmup: int = 1,
     variants: tuple[Variant, ...] = ("tubelet",),
-    baseline: Peer = "reference",
+    baseline: Baseline = "reference",
     json: bool = False,
 ) -> None:
-    """Print the table: each image size in each precision, both sides of a case in turn.
+    """Print a table of each image size in each precision.
 
     Args:
         model: Preset.
-        image_size: Sides of the clips in pixels.
+        image_size: Height and width of the clips in pixels.
         frames: Frames of a clip.
         batch_size: Clips of a batch.
         precision: bf16, fp32, or what the device is fast at.
-        rounds: Batches that are timed on each side; the table holds their medians.
-        warmup: Batches before them.
-        variants: The package's sides: tubelet is the plain model, onnx and onnx-int8 are fp32 and 8-bit files.
-        baseline: The other side; transformers must be installed.
-        json: Print one JSON object a case as the last lines.
+        rounds: Number of timed batches of each implementation; the table has their medians.
+        warmup: Number of batches before them.
+        variants: Variants of the package: tubelet is the plain model, onnx and onnx-int8 are fp32 and 8-bit files.
+        baseline: Implementation to compare with; transformers must be installed.
+        json: Print one JSON object per case as the last lines.
     """
     if baseline == "transformers":
         try:
@@ -210,47 +210,68 @@ def main(
     console, table, results = Console(width=None if sys.stdout.isatty() else 110), Table(), []
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     console.print(f"{model}, {frames} frames, batch {batch_size} on {name}")
-    for column in ("px", "precision", "side", "s/batch", "CPU s", "speed", "by CPU s", "cosine", "peak GB", "bound"):
-        table.add_column(column, justify="left" if column in ("precision", "side") else "right")
-    for size, asked in product(image_size, precision):
-        sizes = Sizes(model_preset(model), size, frames, batch_size, asked)
+    for column in (
+        "px",
+        "precision",
+        "implementation",
+        "s/batch",
+        "CPU s",
+        "speed",
+        "by CPU s",
+        "cosine",
+        "peak GB",
+        "bound",
+    ):
+        table.add_column(column, justify="left" if column in ("precision", "encoder") else "right")
+    for size, requested_precision in product(image_size, precision):
+        sizes = Sizes(model_preset(model), size, frames, batch_size, requested_precision)
         result = measure(sizes, (*variants, baseline), warmup, rounds, device)
-        results.append({"image_size": size, "precision": asked, "baseline": baseline} | result)
-        for side in (*variants, baseline):
-            seconds, worked, cosine, peak, bound = (
-                result[key][side] for key in ("seconds", "cpu_seconds", "cosine", "peak_gb", "bound_fraction")
+        results.append({"image_size": size, "precision": requested_precision, "baseline": baseline} | result)
+        for implementation in (*variants, baseline):
+            seconds, cpu_seconds, cosine, peak, bound = (
+                result[key][implementation] for key in ("seconds", "cpu_seconds", "cosine", "peak_gb", "bound_fraction")
             )
-            ratios = result["seconds"][baseline] / seconds, result["cpu_seconds"][baseline] / worked
-            times = f"{seconds:.3f}", f"{worked:.3f}", *(f"{ratio:.2f}" for ratio in ratios)
+            ratios = result["seconds"][baseline] / seconds, result["cpu_seconds"][baseline] / cpu_seconds
+            times = f"{seconds:.3f}", f"{cpu_seconds:.3f}", *(f"{ratio:.2f}" for ratio in ratios)
             close = "" if math.isnan(cosine) else f"{cosine:.5f}"
-            table.add_row(str(size), asked, side, *times, close, f"{peak:.2f}", f"{bound:.2f}")
+            table.add_row(str(size), requested_precision, implementation, *times, close, f"{peak:.2f}", f"{bound:.2f}")
         table.add_section()
     console.print(table)
-    console.print(f"speed: clips a second as multiples of those of {baseline}")
-    console.print("CPU s: of all cores together, which tells more than a clock where others use them too")
+    console.print(f"speed: clips per second, relative to {baseline}")
+    console.print(
+        "CPU s: processor seconds, summed over all cores; more reliable than wall-clock time on a shared machine"
+    )
     console.print("bound: the matrix products of a batch, attention's included, at their measured rate")
     if json:
         for result in results:
             print(dumps(result))
 
 
-def measure(sizes: Sizes, sides: Sequence[str], warmup: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    """Medians, cosine, peak memory and fraction of the bound of each side of a case, and ratios of first to last."""
+def measure(
+    sizes: Sizes, implementations: Sequence[str], warmup: int, rounds: int, device: torch.device
+) -> dict[str, Any]:
+    """Medians, cosine, peak memory and fraction of the bound of each implementation, and ratios of first to last."""
     dtype = pick_dtype(sizes.precision, device)
     flops, rate = encode_flops(sizes), matrix_rate(device, dtype, sizes.model.width)
-    timed, peak = run_in_turn(build, sizes, sides, warmup, rounds)
-    seconds, worked, cosine = (
-        {side: statistics.median(times[kind] for times in timed[side]) for side in sides} for kind in range(3)
+    timed, peak = run_in_turn(build, sizes, implementations, warmup, rounds)
+    seconds, cpu_seconds, cosine = (
+        {
+            implementation: statistics.median(times[kind] for times in timed[implementation])
+            for implementation in implementations
+        }
+        for kind in range(3)
     )
-    first, last = sides[0], sides[-1]
+    first, last = implementations[0], implementations[-1]
     return {
         "seconds": seconds,
-        "cpu_seconds": worked,
+        "cpu_seconds": cpu_seconds,
         "cosine": cosine,
         "peak_gb": peak,
-        "bound_fraction": {side: flops / rate / seconds[side] for side in sides},
+        "bound_fraction": {
+            implementation: flops / rate / seconds[implementation] for implementation in implementations
+        },
         "time_ratio": seconds[first] / seconds[last],
-        "cpu_ratio": worked[first] / worked[last],
+        "cpu_ratio": cpu_seconds[first] / cpu_seconds[last],
         "memory_ratio": peak[first] / peak[last],
     }
 

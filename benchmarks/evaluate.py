@@ -1,11 +1,11 @@
-"""What evaluating one model on every task of a sample set takes, task by task: time, memory, and the figures.
+"""Time, memory and metrics of evaluating one model on every task of a sample set.
 
     tubelet sample-data runs/sample --clips 1000 --layout ade20k --layout nyuv2 --layout davis --layout kinetics \
         --layout imagenet --layout epic
     python -m benchmarks.evaluate runs/demo --data runs/sample
 
-Each task is the command as a person would type it, in a process of its own, with features computed anew. Probes that
-read all tokens are trained at two learning rates for five epochs, not in the whole sweep of the published protocol.
+Each task runs `tubelet evaluate` in a separate process, with an empty feature cache. Probes that read all tokens are
+trained with two learning rates for five epochs, not with the whole sweep of the published protocol.
 """
 
 import json

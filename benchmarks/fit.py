@@ -1,4 +1,4 @@
-"""Fitting heads to labels, and applying them: what it is worth and what it takes.
+"""Accuracy, time and memory of fitting heads to labels and of applying them.
 
     tubelet sample-data runs/sample --clips 1000 --long-videos 40
     python -m benchmarks.fit timeline runs/demo --data runs/sample
@@ -6,10 +6,10 @@
     python -m benchmarks.fit throughput --data runs/sample
     python -m benchmarks.fit memory --data runs/sample
 
-`timeline` measures heads of camera motion over time on held-out videos, for several seeds, next to the baselines of
-`tubelet fit`. The others run the commands as a person would type them, in processes of their own: `seconds` a fit to
-300 labeled clips, without and then with cached features; `throughput` predict and embed on the same videos, in turn;
-`memory` predict on a video of ten minutes and on one of two hours.
+`timeline` measures heads of camera motion over time on held-out videos, for several seeds, compared with the baselines
+of `tubelet fit`. The other commands run `tubelet` in separate processes: `seconds` times a fit to 300 labeled clips,
+without and then with cached features; `throughput` times `predict` and `embed` on the same videos, in turn; `memory`
+measures `predict` on a video of ten minutes and on one of two hours.
 """
 
 import csv
@@ -55,7 +55,7 @@ def timeline(
     Args:
         model: Whatever tubelet.load takes.
         data: A sample set with long videos.
-        networks: Networks of the heads that are trained side by side; the task's by default.
+        networks: Networks of the heads that are trained in parallel; the task's by default.
         seeds: Seeds of initial weights, sampling, and the choice of videos that heads are chosen by.
         cache: Folder of cached features; by default in the user's cache.
     """
@@ -117,7 +117,7 @@ def throughput(*, data: Path, model: str = "vit-ti", videos: int = 8, repeats: i
         rounds: Rounds; the table has the medians.
     """
     clip = [*_clip_options(), "--stride-s", str(FRAMES / FPS)]
-    sides: dict[str, list[CommandCost]] = {"embed": [], "predict": []}
+    costs_by_command: dict[str, list[CommandCost]] = {"embed": [], "predict": []}
     with _workplace(data, model) as (place, weights):
         head = _fit(place, weights, data, clip)
         sources = place / "videos"
@@ -129,9 +129,9 @@ def throughput(*, data: Path, model: str = "vit-ti", videos: int = 8, repeats: i
             embed = [*TUBELET, "embed", sources, "--model", weights, "--out", place / f"embed{number}", *clip]
             predict = [*TUBELET, "predict", head, sources, "--out", place / f"predict{number}", "--model", weights]
             for side, command in (("embed", embed), ("predict", predict)):
-                sides[side].append(run_command(command))
-    medians = {side: statistics.median(cost.seconds for cost in costs) for side, costs in sides.items()}
-    rows = [(side, *_cells(min(costs, key=lambda cost: cost.seconds))) for side, costs in sides.items()]
+                costs_by_command[side].append(run_command(command))
+    medians = {side: statistics.median(cost.seconds for cost in costs) for side, costs in costs_by_command.items()}
+    rows = [(side, *_cells(min(costs, key=lambda cost: cost.seconds))) for side, costs in costs_by_command.items()]
     _print(("fastest round", "seconds", "CPU s", "peak GB"), rows)
     Console().print(
         f"medians of {rounds}: {medians}; throughput of predict: {medians['embed'] / medians['predict']:.2f}"

@@ -1,13 +1,13 @@
-"""What a first run on a GPU has to tell, in one command of under ten minutes, without a network.
+"""Measure a new GPU machine in one command: under ten minutes, without a network.
 
     PYTHONPATH=src python -m benchmarks.gpu_check --out runs/gpu
     PYTHONPATH=src python -m benchmarks.gpu_check --out runs/gpu --only steps,encode
     PYTHONPATH=src python -m benchmarks.gpu_check --out runs/gpu --only '' --markdown
     PYTHONPATH=src python -m benchmarks.gpu_check --smoke
 
-OUT/gpu_check.json is written after every section, so that a run that is cut off still tells what it has found; sections
-that are run again replace what is there. A section whose packages are missing is skipped, one whose time is up keeps
-what it has. `--smoke` is the same on tiny sizes, also on a CPU. The exit code is 1 if a section, or a check in it,
+OUT/gpu_check.json is written after every section, so an interrupted run keeps its results; a repeated section replaces
+its earlier result. A section whose packages are missing is skipped. A section that exceeds its time limit keeps its
+partial result. `--smoke` uses tiny sizes and also runs on a CPU. The exit code is 1 if a section, or a check in it,
 fails.
 """
 
@@ -28,11 +28,11 @@ from benchmarks.gpu_sections import Check, Found
 
 
 class Section(NamedTuple):
-    """One part of the check.
+    """A section of the check.
 
     Attributes:
-        run: fills what it has found.
-        seconds: after which it is stopped.
+        run: function that fills the dictionary of results.
+        seconds: time limit.
     """
 
     run: Callable[[Check, Found], None]
@@ -54,7 +54,7 @@ FILE = "gpu_check.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the sections and print what they found; returns the exit code."""
+    """Run the sections, print their results and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the JSON file")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections to run, separated by commas")
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_section(section: Section, check: Check) -> Found:
-    """What a section found, how long it took, and why it ended early if it did."""
+    """Results of a section, its time, and the reason if it ended early."""
     found: Found = {}
     began = time.monotonic()
     seconds = section.seconds * (20 if check.smoke else 1)  # a CPU may be slow or busy

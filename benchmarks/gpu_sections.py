@@ -1,4 +1,4 @@
-"""Sections of `benchmarks/gpu_check.py`: each fills a dictionary that JSON can hold, as far as its time goes.
+"""Sections of `benchmarks/gpu_check.py`: each fills a JSON-compatible dictionary within its time limit.
 
 Modules are imported where they are used: a section whose packages are missing is skipped, and the others run.
 """
@@ -31,13 +31,13 @@ LATE_STEP = 200_000  # λ is at its full value
 
 @dataclasses.dataclass
 class Check:
-    """What a section needs to know.
+    """Settings and earlier results for a section.
 
     Attributes:
         device: a CUDA device, or the CPU.
-        smoke: tiny sizes, to see whether the script itself runs.
-        results: what the sections before have found, by section.
-        deadline: time of the monotonic clock at which the section has to end.
+        smoke: whether to use tiny sizes, to test the script itself.
+        results: results of earlier sections, by section.
+        deadline: time of the monotonic clock at which the section must end.
     """
 
     device: torch.device
@@ -56,7 +56,7 @@ class Check:
 
 
 def release_memory() -> None:
-    """Give back what a model that is out of scope took on the device, and reset the count of its peak."""
+    """Free the device memory of models that are out of scope, and reset the peak memory statistics."""
     gc.collect()
     if "torch._dynamo" in sys.modules:  # importing it takes seconds
         torch._dynamo.reset()
@@ -66,7 +66,7 @@ def release_memory() -> None:
 
 
 def environment(check: Check, found: Found) -> None:
-    """Versions, the device, and which attention PyTorch chooses."""
+    """Versions, the device, and the attention kernels that PyTorch selects."""
     found |= {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "python": platform.python_version()}
     found["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found["packages"], found["missing_packages"] = {}, []
@@ -307,32 +307,32 @@ def loop(check: Check, found: Found) -> None:
 
 # Preset, videos and images of a step; the first one's figures matter most.
 STEP_CASES = (("vit-l", 12, 12), ("vit-s", 12, 12), ("vit-g", 12, 12), ("vit-l", 24, 0))
-STEP_SIDES = ("compiled", "eager", "reference")
+STEP_IMPLEMENTATIONS = ("compiled", "eager", "reference")
 
 
 def steps(check: Check, found: Found) -> None:
     """Seconds, samples a second, MFU, memory and kernels of whole steps: eager, compiled, and the specification's."""
     cases = (("vit-pico", 1, 1),) if check.smoke else STEP_CASES
     for model, videos, images in cases:
-        for side in STEP_SIDES[check.smoke :]:
-            name = f"{model} {videos}+{images} {side}"
+        for implementation in STEP_IMPLEMENTATIONS[check.smoke :]:
+            name = f"{model} {videos}+{images} {implementation}"
             if check.left() < 45:
                 found[name] = {"skipped": "no time left for it"}
                 continue
             release_memory()
             row = found[name] = {}
             try:
-                measure_side(check, model, videos, images, side, row)
+                measure_step(check, model, videos, images, implementation, row)
             except (RuntimeError, ValueError) as error:  # out of memory, a compiler's failure: the others still count
                 row["error"] = f"{type(error).__name__}: {str(error)[:400]}"
             print(f"   {name}: {json.dumps({k: v for k, v in row.items() if k != 'costliest_ms'})}", flush=True)
     release_memory()
 
 
-def measure_side(check: Check, model: str, videos: int, images: int, side: str, row: Found) -> None:
-    """One side of one case, from its first step on."""
+def measure_step(check: Check, model: str, videos: int, images: int, implementation: str, row: Found) -> None:
+    """Measure one implementation of one case, from its first step on."""
     from benchmarks.measure import seconds_per_call, synchronize
-    from benchmarks.train_step import package_side, random_step, reference_side, step_flops
+    from benchmarks.train_step import build_package_step, build_reference_step, random_step, step_flops
     from tubelet.config import DataConfig, TrainConfig, model_preset
     from tubelet.device import peak_flops
     from tubelet.grid import Modality
@@ -341,18 +341,22 @@ def measure_side(check: Check, model: str, videos: int, images: int, side: str, 
     size = {"image_size": 64, "frames": 4} if check.smoke else {}
     data = DataConfig(**size, image_fraction=images / (videos + images))
     config = TrainConfig(
-        model=model_preset(model), data=data, batch_size=videos + images, precision="bf16", compile=side == "compiled"
+        model=model_preset(model),
+        data=data,
+        batch_size=videos + images,
+        precision="bf16",
+        compile=implementation == "compiled",
     )
     counts = {Modality.VIDEO: videos} | ({Modality.IMAGE: images} if images else {})
     device, known = check.device, [random_step(config, seed, counts) for seed in range(1 if check.smoke else 3)]
     row["tflop"] = step_flops(config, known) / 1e12
     torch.manual_seed(0)
     began = time.perf_counter()
-    if side == "reference":
+    if implementation == "reference":
         disable_cudnn_attention(device)  # as the package does
-        step = reference_side(config, device)
+        step = build_reference_step(config, device)
     else:
-        step, _ = package_side(config, counts, device)
+        step, _ = build_package_step(config, counts, device)
     for batch in known * 2:  # the second time at full speed: plans, graphs and the allocator's blocks are there
         step(batch)
     synchronize(device)
@@ -389,7 +393,7 @@ def profile_kernels(step: Callable[[], object], steps: int) -> Found:
 
 
 def kernel_summary(kernels: list[tuple[str, float, float]], steps: int) -> Found:
-    """Figures of kernels, each a name and the microseconds at which it begins and ends."""
+    """Statistics of kernels, each a name and the microseconds at which it begins and ends."""
     if not kernels:
         return {}
     busy, reached, by_name = 0.0, -math.inf, dict[str, float]()
@@ -416,17 +420,17 @@ def encode(check: Check, found: Found) -> None:
     clips, images, calls = (1, 1, 1) if check.smoke else (8, 128, 5)
     video = Sizes(model_preset(name), size, frames, clips, "bf16")
     image = video._replace(frames=1, batch_size=images)
-    sides = [
+    implementations = [
         ("clips", "tubelet", video, package_encoder),
         ("clips", "tubelet compiled", video, partial(package_encoder, variant="compile")),
         ("clips", "transformers", video, transformers_encoder),
         ("images", "tubelet", image, package_encoder),
         ("images", "timm", image, timm_encoder),
     ]
-    for what, side, sizes, encoder in sides:
-        if check.smoke and side == "tubelet compiled":
+    for what, implementation, sizes, encoder in implementations:
+        if check.smoke and implementation == "tubelet compiled":
             continue
-        row = found[f"{what} {side}"] = {}
+        row = found[f"{what} {implementation}"] = {}
         release_memory()
         try:
             run = encoder(sizes, check.device, torch.bfloat16)

@@ -1,10 +1,10 @@
-"""How time and memory of a training step grow with tokens and with batch.
+"""Growth of the time and memory of a training step with the number of tokens and the batch size.
 
     python -m benchmarks.growth
 
-A small encoder (ViT-pico with patches of 16), so that 8,192 tokens fit any machine. Every size has a process of its
-own, which tells its peak memory, Python's and PyTorch's own 0.35 GB included; exponents are fitted to the larger half
-of the sizes, where constant costs weigh less.
+A small encoder (ViT-pico with patches of 16), so that 8,192 tokens fit on any machine. Every size has its own
+process, which reports its peak memory, including the 0.35 GB of Python and PyTorch. Exponents are fitted to the larger
+half of the sizes, where constant costs matter less.
 """
 
 import os
@@ -28,16 +28,16 @@ from tubelet.config import DataConfig, Precision, TrainConfig, model_preset
 from tubelet.device import pick_device
 from tubelet.grid import Modality
 
-# Frames and pixels whose grids of 2x16x16 tubelets have so many tokens.
+# Frames and pixels of clips by their number of tokens, in a grid of 2x16x16 tubelets.
 CLIPS = {256: (8, 128), 512: (16, 128), 1024: (32, 128), 2048: (64, 128), 4096: (32, 256), 8192: (64, 256)}
 BATCHES = (1, 2, 4, 8, 16, 32)
 WARMUP = 1
 
 
-def build(side: str, options: tuple[Precision, int]) -> Timed:
-    """The training step at one size, named "tokens,batch", in a precision and for so many rounds."""
+def build(case: str, options: tuple[Precision, int]) -> Timed:
+    """The training step of a case, named "tokens,batch", for a precision and number of rounds."""
     precision, rounds = options
-    tokens, batch = map(int, side.split(","))
+    tokens, batch = map(int, case.split(","))
     frames, size = CLIPS[tokens]
     config = TrainConfig(
         model=dataclasses.replace(model_preset("vit-pico"), patch_size=16),
@@ -60,21 +60,21 @@ def main(precision: Precision = "fp32", rounds: int = 5, json: bool = False) -> 
 
     Args:
         precision: bf16 or fp32.
-        rounds: Steps that are timed at each size, after one that is not; the tables hold their medians.
+        rounds: Number of timed steps per size, after one warm-up step; the tables have their medians.
         json: Print one JSON object as the last line.
     """
     device, console = pick_device(), Console()
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     console.print(f"ViT-pico/16, {precision} on {name}")
     result = {}
-    for what, sides in (
+    for what, cases in (
         ("tokens", [f"{tokens},1" for tokens in CLIPS]),
         ("batch", [f"512,{batch}" for batch in BATCHES]),
     ):
-        timed, peak = run_in_turn(build, (precision, rounds), sides, WARMUP, rounds)
-        sizes = [int(side.split(",")[what == "batch"]) for side in sides]
-        seconds = [statistics.median(each.seconds for each in timed[side]) for side in sides]
-        memory = [peak[side] for side in sides]
+        timed, peak = run_in_turn(build, (precision, rounds), cases, WARMUP, rounds)
+        sizes = [int(case.split(",")[what == "batch"]) for case in cases]
+        seconds = [statistics.median(each.seconds for each in timed[case]) for case in cases]
+        memory = [peak[case] for case in cases]
         table = Table()
         for column in (what, "s/step", "peak GB"):
             table.add_column(column, justify="right")

@@ -1,10 +1,9 @@
-"""How many kernels an uncompiled training step launches on CUDA, by kind of operator; no GPU is needed.
+"""Count the kernels that an uncompiled training step launches on CUDA, by kind of operator. No GPU is needed.
 
     python -m benchmarks.kernels --models vit-s vit-l --baseline reference
 
-The step is the one that `tubelet train` takes, in bf16 on fake CUDA tensors; see `tests/helpers/fake_cuda.py` for what
-is counted. The baseline is `tests/numerics/reference.py`, with the same masks. On a busy host a kernel takes 5 to 20 us
-to launch, whatever it computes.
+The step is that of `tubelet train`, in bf16 on fake CUDA tensors; `tests/helpers/fake_cuda.py` defines the counts. The
+baseline is `tests/numerics/reference.py`, with the same masks. On a busy host, each kernel launch takes 5 to 20 us.
 """
 
 import sys
@@ -46,14 +45,14 @@ def main(
     """Print the table.
 
     Args:
-        models: Presets.
-        videos: Videos of a step.
-        images: Images of a step.
+        models: Names of presets.
+        videos: Number of videos per step.
+        images: Number of images per step.
         image_size: Side of videos and images in pixels.
         frames: Frames of a video.
-        pack_masks: Run all masks in one pass, as CUDA devices with memory enough do; otherwise one after the other.
+        pack_masks: Run all masks in one pass, as CUDA devices with enough memory do; otherwise one at a time.
         baseline: Also count the step of the executable specification.
-        operators: Also list so many operators of each step, those with most kernels.
+        operators: Number of operators to list for each step, those with the most kernels.
     """
     try:
         install()

@@ -1,7 +1,7 @@
-"""Time and memory of listing sources: from a list or folder of so many files to the data workers of a run.
+"""Time and memory of listing sources, from a list or folder to the data workers of a run.
 
-Every side lists the same files in a process of its own, which then starts workers as a run does; each worker finds the
-names of an epoch, and reports its unique memory (USS) and its proportional share (PSS).
+Each form of a source lists the same files in its own process, which then starts workers as a run does. Each worker
+looks up the names of an epoch, and reports its unique set size (USS) and proportional set size (PSS).
 """
 
 import argparse
@@ -13,30 +13,30 @@ import tempfile
 import time
 from pathlib import Path
 
-SIDES = ("list", "quoted", "jsonl", "folder")
+FORMS = ("list", "quoted", "jsonl", "folder")
 
 
 def main() -> None:
-    """Print a row for each side."""
+    """Print a row for each form of a source."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=1_000_000, help="how many files are listed")
+    parser.add_argument("--files", type=int, default=1_000_000, help="number of files")
     parser.add_argument("--workers", type=int, default=8, help="data workers")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which forms of sources")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="forms of the source")
     parser.add_argument("--source", type=Path, help="the package's src folder, to measure another version")
     parser.add_argument("--json", action="store_true", help="print one object as the last line")
-    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--form", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.side:
-        print(json.dumps(measure(args.side[0], args.side[1], args.files, args.workers)))
+    if args.form:
+        print(json.dumps(measure(args.form[0], args.form[1], args.files, args.workers)))
         return
     results = {}
     print(f"{'source':8} {'CPU s':>7} {'peak MB':>8} {'workers':>8} {'USS MB each':>12} {'PSS MB in all':>14}")
     with tempfile.TemporaryDirectory() as folder:
-        for side in args.sides:
-            source = write(Path(folder), side, args.files)
+        for form in args.forms:
+            source = write(Path(folder), form, args.files)
             path = os.pathsep.join(filter(None, [str(args.source or ""), os.environ.get("PYTHONPATH", "")]))
             module = [sys.executable, "-m", "benchmarks.listing"]
-            command = [*module, "--side", side, str(source), "--files", str(args.files)]
+            command = [*module, "--form", form, str(source), "--files", str(args.files)]
             done = subprocess.run(
                 [*command, "--workers", str(args.workers)],
                 env=os.environ | {"PYTHONPATH": path},
@@ -44,9 +44,9 @@ def main() -> None:
                 text=True,
                 check=True,
             )
-            row = results[side] = json.loads(done.stdout.splitlines()[-1])
+            row = results[form] = json.loads(done.stdout.splitlines()[-1])
             print(
-                f"{side:8} {row['cpu_s']:7.2f} {row['peak_mb']:8.0f} {args.workers:8} {row['uss_mb']:12.1f} "
+                f"{form:8} {row['cpu_s']:7.2f} {row['peak_mb']:8.0f} {args.workers:8} {row['uss_mb']:12.1f} "
                 f"{row['pss_mb']:14.0f}",
                 flush=True,
             )
@@ -54,10 +54,10 @@ def main() -> None:
         print(json.dumps(results))
 
 
-def write(folder: Path, side: str, files: int) -> Path:
+def write(folder: Path, form: str, files: int) -> Path:
     """A list of files that do not exist, or a folder of empty ones."""
     names = [f"class-{i % 400:03d}/video_{i:08d}.mp4" for i in range(files)]
-    if side == "folder":
+    if form == "folder":
         root = folder / "files"
         for number in range(min(files, 400)):
             (root / f"class-{number:03d}").mkdir(parents=True)
@@ -69,13 +69,13 @@ def write(folder: Path, side: str, files: int) -> Path:
         "quoted": lambda name, label: f'"{name}",{label}\n',
         "jsonl": lambda name, label: json.dumps({"path": name, "label": label}) + "\n",
     }
-    path = folder / f"{side}.{'jsonl' if side == 'jsonl' else 'csv'}"
-    text = (forms[side](name, i % 400) for i, name in enumerate(names))
-    path.write_text(("path,label\n" if side == "quoted" else "") + "".join(text))
+    path = folder / f"{form}.{'jsonl' if form == 'jsonl' else 'csv'}"
+    text = (forms[form](name, i % 400) for i, name in enumerate(names))
+    path.write_text(("path,label\n" if form == "quoted" else "") + "".join(text))
     return path
 
 
-def measure(side: str, source: str, files: int, workers: int) -> dict[str, float]:
+def measure(form: str, source: str, files: int, workers: int) -> dict[str, float]:
     """List a source and have workers use the list."""
     from multiprocessing import get_context
 
@@ -86,17 +86,17 @@ def measure(side: str, source: str, files: int, workers: int) -> dict[str, float
     from tubelet.device import pick_device
     from tubelet.grid import Modality
 
-    began = time.process_time()
+    start = time.process_time()
     media = list_media([source])
-    cpu_s = time.process_time() - began
+    cpu_s = time.process_time() - start
     assert len(media.videos) == files
     peak_mb = 1000 * peak_gb(pick_device())
     sampler = build_samplers(TrainConfig(data=DataConfig(sources=(source,))), media)[Modality.VIDEO]
     context = get_context("fork")
     results = context.SimpleQueue()
-    meeting = context.Barrier(workers)
+    barrier = context.Barrier(workers)
     processes = [
-        context.Process(target=_work, args=(sampler, number, workers, meeting, results)) for number in range(workers)
+        context.Process(target=_work, args=(sampler, number, workers, barrier, results)) for number in range(workers)
     ]
     for process in processes:
         process.start()
@@ -111,16 +111,16 @@ def measure(side: str, source: str, files: int, workers: int) -> dict[str, float
     }
 
 
-def _work(sampler, number, workers, meeting, results) -> None:
+def _work(sampler, number, workers, barrier, results) -> None:
     """As a data worker does: find the files of an epoch's steps, and name them."""
     import psutil
 
-    for visit in range(number, len(sampler), workers):
-        index, sample = sampler.sample_at(visit)
+    for position in range(number, len(sampler), workers):
+        index, sample = sampler.sample_at(position)
         index.name(sample)
-    meeting.wait()
+    barrier.wait()
     memory = psutil.Process().memory_full_info()
-    meeting.wait()
+    barrier.wait()
     results.put((memory.uss, memory.pss))
 
 

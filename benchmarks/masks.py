@@ -1,9 +1,9 @@
-"""Processor time of the masks of a step, for one process of many.
+"""Processor time to sample the masks of a step, for one of many processes.
 
     python -m benchmarks.masks --videos 1536 --processes 64
 
-Each process draws the masks of the groups that its own samples are in. "all groups" is what a process would spend if it
-drew the masks of the whole step, as a run of one process does.
+Each process samples the masks of the groups that contain its samples. "all groups" is the time to sample the masks of
+the whole step, as in a run of one process.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that run in turn, a device's matrix-product rate, peak memory."""
+"""Shared code of the benchmarks: alternating implementations, a device's matrix-product rate, peak memory."""
 
 import argparse
 import logging
@@ -24,12 +24,12 @@ Timed = Callable[[int], Any]
 
 
 class Round(NamedTuple):
-    """What a round of training steps took. Sides send it to their parent, which need not run the script that does.
+    """Times of a round of training steps. The process of each implementation sends it to the parent process.
 
     Attributes:
-        seconds: of a step.
-        cpu_seconds: processor seconds of a step, of all cores together.
-        split: seconds of each part of a step; empty where it is not known.
+        seconds: wall-clock seconds per step.
+        cpu_seconds: processor seconds per step, summed over all cores.
+        split: seconds of each part of a step; empty if unknown.
     """
 
     seconds: float
@@ -38,7 +38,7 @@ class Round(NamedTuple):
 
 
 def log_to_file(path: Path) -> AbstractContextManager[None]:
-    """Append what the package logs, from the level INFO on, to a file."""
+    """Append the package's log messages, from level INFO on, to a file."""
     handler = logging.FileHandler(path)
     handler.setLevel(logging.INFO)
     return log_to(handler)
@@ -54,7 +54,7 @@ def sample_set_parser(description: str | None, max_videos: int) -> argparse.Argu
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -63,7 +63,7 @@ def peak_gb(device: torch.device) -> float:
     """Peak memory in GB: of the device's allocator on CUDA, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    if sys.platform == "linux":  # where getrusage tells of what the process was before it became this program, too
+    if sys.platform == "linux":  # getrusage includes the memory of the process before exec
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -71,12 +71,12 @@ def peak_gb(device: torch.device) -> float:
 
 
 class CommandCost(NamedTuple):
-    """What a command and its children took.
+    """Time and memory of a command and its child processes.
 
     Attributes:
         seconds: wall-clock seconds.
         cpu_seconds: processor seconds.
-        peak_gb: peak memory in GB; a page that several processes share is counted once.
+        peak_gb: peak memory in GB; a page shared by several processes is counted once.
     """
 
     seconds: float
@@ -85,23 +85,23 @@ class CommandCost(NamedTuple):
 
 
 def run_command(command: Sequence[object]) -> CommandCost:
-    """Run a command to its end; if it fails, this process ends, too."""
+    """Run a command until it connections; if it fails, exit with its exit code in the message."""
     words = [str(word) for word in command]
-    began, before = time.perf_counter(), os.times()
+    start, before = time.perf_counter(), os.times()
     process = psutil.Popen(words, stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
         peak = max(peak, resident_bytes(process))
         time.sleep(0.1)
     if process.returncode:
-        sys.exit(f"it ended with {process.returncode}: {' '.join(words)}")
+        sys.exit(f"exit code {process.returncode}: {' '.join(words)}")
     after = os.times()
-    worked = after.children_user + after.children_system - before.children_user - before.children_system
-    return CommandCost(time.perf_counter() - began, worked, peak / 1e9)
+    cpu_seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return CommandCost(time.perf_counter() - start, cpu_seconds, peak / 1e9)
 
 
 def resident_bytes(process: psutil.Popen) -> int:
-    """Bytes in memory of a process and its children; a page that several share is counted once."""
+    """Resident bytes of a process and its children; a page shared by several processes is counted once."""
     total = 0
     try:
         for member in (process, *process.children(recursive=True)):
@@ -112,37 +112,37 @@ def resident_bytes(process: psutil.Popen) -> int:
 
 
 def seconds_per_call(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Mean seconds of some calls in a row.
+    """Mean seconds of consecutive calls.
 
-    On CUDA by two events, with no synchronization between the calls: work is queued while earlier work runs, as in a
-    training run. On a CPU by the clock.
+    On CUDA, measured by two events without synchronization between the calls: work is queued while earlier work runs,
+    as in a training run. On a CPU, measured by the wall clock.
     """
     if device.type != "cuda":
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(calls):
             work()
-        return (time.perf_counter() - began) / calls
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        return (time.perf_counter() - start) / calls
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     synchronize(device)
-    start.record()
+    begin.record()
     for _ in range(calls):
         work()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3 / calls
+    return begin.elapsed_time(end) / 1e3 / calls
 
 
 def product_shape(device: torch.device, width: int) -> tuple[int, int, int]:
-    """Sizes of the matrix product that a device is rated by: rows, inner size, columns.
+    """Sizes of the matrix product for the device's rate: rows, inner size, columns.
 
-    On a CPU that of an MLP over 2,048 tokens (width -> 4 x width). On CUDA such a product takes less time than its
-    launch, and a rate that was measured with it would be no bound at all.
+    On a CPU, the product of an MLP over 2,048 tokens (width -> 4 x width). On CUDA, such a product takes less time than
+    its launch, so its rate would not be an upper bound.
     """
     return (8192, 8192, 8192) if device.type == "cuda" else (2048, width, 4 * width)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """Floating-point operations a second of matrix products at their best: of 20 on a CPU, of 3 x 50 on CUDA."""
+    """Floating-point operations per second of matrix products: the best of 20 on a CPU, of 3 x 50 on CUDA."""
     rows, inner, columns = product_shape(device, width)
     x = torch.randn(rows, inner, device=device, dtype=dtype)
     weight = torch.randn(inner, columns, device=device, dtype=dtype)
@@ -153,27 +153,29 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
 
 
 def run_in_turn(
-    build: Callable[[str, Any], Timed], config: Any, sides: Sequence[str], warmup: int, rounds: int
+    build: Callable[[str, Any], Timed], config: Any, implementations: Sequence[str], warmup: int, rounds: int
 ) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """Time several sides, each in a process of its own, which tells its peak memory.
+    """Time several implementations, each in its own process, which reports its peak memory.
 
-    On a CPU one round of each after the other, so that whatever else the machine does falls on all. On CUDA one side
-    after the other: the device does nothing else, and the memory of one side would be missing to the next.
+    On a CPU, the implementations alternate after each round, so that other work on the machine affects all of them. On
+    CUDA, they run one after the other, so that each has the whole memory of the device.
 
     Args:
-        build: given a side and the config, in that side's process, the function that does round number n and returns
-            what it measured; a function of a module, not a closure.
+        build: called with an implementation's name and the config in the process of the implementation; returns the
+            function that runs round number n and returns its measurement. A module-level function, not a closure.
         config: passed to `build`.
-        sides: their names.
-        warmup: rounds that are not kept.
-        rounds: rounds that are.
+        implementations: names of the implementations.
+        warmup: number of rounds that are discarded.
+        rounds: number of rounds that are returned.
 
     Returns:
-        what the kept rounds of each side returned, and each side's peak memory in GB.
+        the measurements of each implementation, and the peak memory of each in GB.
     """
     kept: dict[str, list[Any]] = {}
     peak: dict[str, float] = {}
-    for group in [[side] for side in sides] if pick_device().type == "cuda" else [sides]:
+    for group in (
+        [[implementation] for implementation in implementations] if pick_device().type == "cuda" else [implementations]
+    ):
         _time_group(build, config, group, warmup, rounds, kept, peak)
     return kept, peak
 
@@ -181,33 +183,35 @@ def run_in_turn(
 def _time_group(
     build: Callable[[str, Any], Timed],
     config: Any,
-    sides: Sequence[str],
+    implementations: Sequence[str],
     warmup: int,
     rounds: int,
     kept: dict[str, list[Any]],
     peak: dict[str, float],
 ) -> None:
     context = get_context("spawn")
-    processes, ends = {}, {}
-    for side in sides:
-        ends[side], theirs = context.Pipe()
-        processes[side] = context.Process(target=_serve, args=(build, side, config, theirs), daemon=True)
-        processes[side].start()
-        theirs.close()
-        kept[side] = []
+    processes, connections = {}, {}
+    for implementation in implementations:
+        connections[implementation], child_connection = context.Pipe()
+        processes[implementation] = context.Process(
+            target=_serve, args=(build, implementation, config, child_connection), daemon=True
+        )
+        processes[implementation].start()
+        child_connection.close()
+        kept[implementation] = []
     for number in range(warmup + rounds):
-        for side in sides:
-            ends[side].send(number)
-            result, peak[side] = ends[side].recv()
+        for implementation in implementations:
+            connections[implementation].send(number)
+            result, peak[implementation] = connections[implementation].recv()
             if number >= warmup:
-                kept[side].append(result)
-    for side in sides:
-        ends[side].send(None)
-        processes[side].join()
+                kept[implementation].append(result)
+    for implementation in implementations:
+        connections[implementation].send(None)
+        processes[implementation].join()
 
 
-def _serve(build: Callable[[str, Any], Timed], side: str, config: Any, orders: Connection) -> None:
-    run = build(side, config)
+def _serve(build: Callable[[str, Any], Timed], implementation: str, config: Any, connection: Connection) -> None:
+    run = build(implementation, config)
     device = pick_device()
-    while (number := orders.recv()) is not None:
-        orders.send((run(number), peak_gb(device)))
+    while (number := connection.recv()) is not None:
+        connection.send((run(number), peak_gb(device)))

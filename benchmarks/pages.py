@@ -1,12 +1,12 @@
-"""Sizes of pages of features, their first paint, and the time that a click takes in Chromium, and their limits.
+"""Size, first paint and click time of feature pages in Chromium, with their limits.
 
 python -m benchmarks.pages               # a minute of video at 256 pixels; the largest page; a served table
 python -m benchmarks.pages page.html     # pages that `tubelet view` wrote
 
-The minute is 640 x 360 pixels of texture with grain, which compresses worse than most footage. The largest page and the
-first served table have 200,000 tokens, the second has five times as many; their features are random. Clicks are
-measured in processor time of the page, which does not depend on what else runs; "first" is the time until the visible
-moment is answered.
+The minute of video is 640 x 360 pixels of texture with grain, which compresses worse than most videos. The largest page
+and the first served table have 200,000 tokens, the second has five times as many; their features are random. Clicks are
+measured in processor time of the page, which does not depend on other processes; "first" is the time until the visible
+frame is updated.
 """
 
 import argparse

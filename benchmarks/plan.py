@@ -1,18 +1,18 @@
-"""Memory that steps really take, compared with what `tubelet train --dry-run` says they will.
+"""Measured memory of training steps, compared with the plan of `tubelet train --dry-run`.
 
     python -m benchmarks.plan
 
-Real steps on 1, 2 and 4 processes of a CPU, by gloo. Each process tells the kernel's own count of its resident memory
-(VmHWM, reset before the step) above what it had before the model was made: kernels' scratch, communication buffers and
-all. A second count, of a step's tensors as they come and go, leaves those out. The allocator is set to map every
-tensor of 64 kB or more by itself and give it back when it is let go, since memory that it keeps for later would be
-counted as taken.
+Real steps run on 1, 2 and 4 CPU processes, by gloo. Each process reports its peak resident memory (VmHWM, reset before
+the step) above its value before the model was created, which includes scratch memory of kernels and communication
+buffers. A second count, of the step's tensors at each allocation, excludes these. The allocator is configured to map
+every tensor of 64 kB or more separately and to return it when it is freed, because cached memory would be counted as
+used.
 """
 
 import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line sets it
-os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of the processes that are started below
+os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # for the processes that are started below
 os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
 os.environ["MALLOC_ARENA_MAX"] = "1"
 
@@ -54,7 +54,7 @@ CASES: tuple[tuple[str, int, int, int, Precision, tuple[tuple[int, Parallel], ..
     ("vit-b", 96, 4, 2, "fp32", ((1, "ddp"), (2, "ddp"), (2, "fsdp"), (4, "ddp"), (4, "fsdp"))),
     ("vit-b", 96, 4, 2, "bf16", ((1, "ddp"), (2, "fsdp"))),
 )
-STEPS = 2  # the first makes the moments
+STEPS = 2  # the first step creates the moments
 
 
 def resident(name: str) -> int:
@@ -118,18 +118,18 @@ def measure(config: TrainConfig, parallel: Parallel, rank: int, size: int, store
 
 
 def measured(config: TrainConfig, parallel: Parallel, processes: int) -> list[tuple[int, int]]:
-    """Bytes of each of some processes, and of its tensors, at the fullest moment of a step."""
+    """Peak bytes of each process, and of its tensors, in a step."""
     context = get_context("spawn")
     with TemporaryDirectory() as folder:
-        started, ends = [], []
+        started, receivers = [], []
         for rank in range(processes):
-            mine, theirs = context.Pipe(duplex=False)
-            work = (config, parallel, rank, processes, f"{folder}/store", theirs)
+            receiver, sender = context.Pipe(duplex=False)
+            work = (config, parallel, rank, processes, f"{folder}/store", sender)
             started.append(context.Process(target=measure, args=work))
             started[-1].start()
-            theirs.close()
-            ends.append(mine)
-        taken = [end.recv() for end in ends]
+            sender.close()
+            receivers.append(receiver)
+        taken = [receiver.recv() for receiver in receivers]
         for process in started:
             process.join()
     return taken
@@ -139,8 +139,8 @@ def main(only: str = "", processes: int | None = None, json: bool = False) -> No
     """Print the table.
 
     Args:
-        only: Name of the one model to try.
-        processes: The one number of processes to try.
+        only: Name of a model; by default, all models.
+        processes: Number of processes; by default, all numbers.
         json: Print one JSON object as the last line.
     """
     table = Table()

@@ -1,9 +1,9 @@
-"""Predictions of many short videos by a command that is killed: are the tables those of an undisturbed one?
+"""Compare the tables of a `tubelet predict` that is killed and resumed with those of an uninterrupted one.
 
     python -m benchmarks.predict kills --videos 500 --times 5
 
-It makes the videos, a small encoder and two heads with random weights, runs `tubelet predict` once undisturbed, once
-killed with SIGKILL while it works, and again to its end, and compares the tables byte by byte.
+The script creates short videos, a small encoder and two heads with random weights. It runs `tubelet predict` once
+without interruption, and once killed repeatedly with SIGKILL and then resumed, and compares the tables byte by byte.
 """
 
 import random
@@ -26,13 +26,13 @@ from tubelet.config import model_preset
 from tubelet.heads.head_file import EncoderId, Head, HeadInput, HeadSpec, SpanRule
 from tubelet.pretrained.backbone import Backbone
 
-# Parts are written every second rather than every minute, so that there is something to kill between.
+# Parts are written every second instead of every minute, so that a kill falls between two parts.
 _CODE = "import tubelet.data.part_table as t; t.PART_SECONDS = 1; from tubelet.cli import main; main()"
 _SIZE, _FPS = 64, 12
 
 
 def kills(*, videos: int = 500, times: int = 5, workers: int = 1, seed: int = 0) -> None:
-    """Kill `tubelet predict` and compare its tables with those of an undisturbed one.
+    """Kill `tubelet predict` and compare its tables with those of an uninterrupted run.
 
     Args:
         videos: number of videos, of 0.5 to 4 seconds.

@@ -1,14 +1,14 @@
-"""Does each part of the 2.1 objective earn its place? One part more at a time; same data, steps, seeds and student.
+"""Ablation of the 2.1 objective: add one part at a time, with the same data, steps, seeds and student.
 
     python -m benchmarks.recipe --out runs/recipe --data runs/sample --size home --jobs 2
 
-Every (variant, seed) trains in a process of one thread, in a folder of --out, and its teacher's last level is evaluated
-on the sample set. What is done is not done again, and what was stopped continues: start the same command again. The
-result is a table, `results.json` and `page.html` in --out.
+Every (variant, seed) trains in a process with one thread, in a folder of --out, and its teacher's last level is
+evaluated on the sample set. To resume, run the same command again: finished runs are kept, and stopped runs continue.
+The result is a table, `results.json` and `page.html` in --out.
 
-Variants differ only in the objective. With one seed the student starts from the same weights in all of them; the
-random variant is those weights. A step has the same number of samples in all; where images take half of them, it costs
-less, which the table of costs states.
+Variants differ only in the objective. For a given seed, the student starts from the same weights in all of them; the
+random variant is these weights. A step has the same number of samples in all variants; if half of them are images, it
+costs less, which the table of costs shows.
 """
 
 import os
@@ -200,7 +200,7 @@ class Run:
         }
         return dataclasses.replace(base, **parts)
 
-    def asked(self) -> dict[str, Any]:
+    def requested(self) -> dict[str, Any]:
         """What its scores depend on, training apart: others are measured anew."""
         size = self.size
         return {
@@ -227,7 +227,7 @@ class Run:
         if not self.scores.exists():
             return None
         found: dict[str, Any] = json.loads(self.scores.read_text())
-        return found if found["asked"] == self.asked() else None
+        return found if found["asked"] == self.requested() else None
 
 
 def carry_out(run: Run, evaluate_only: bool) -> None:
@@ -253,7 +253,7 @@ def carry_out(run: Run, evaluate_only: bool) -> None:
             print(f"error: {run.folder.name}: {error}", file=sys.stderr)
             sys.exit(getattr(error, "exit_code", 1))
     content = {
-        "asked": run.asked(),
+        "asked": run.requested(),
         "scores": {label: scores[label] for label in MEASURES},
         "training": training_figures(run) if VARIANTS[run.name].trained else {},
         "details": details,
@@ -277,7 +277,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 
 
 def training_figures(run: Run) -> dict[str, float]:
-    """What a run took, and how its teacher ended.
+    """Cost of a run, and final statistics of its teacher.
 
     Seconds are those of its steps, data included, and of whatever else the machine did; operations depend on neither.
     """
@@ -366,7 +366,7 @@ def main(
         variants: Letters of the variants: a random, b 2.0, c + context loss, d + levels, e 2.1, f and g without a part.
         seeds: Of initial weights, data order, crops and masks.
         steps: Of each run, instead of the size's own.
-        jobs: Runs side by side, each of one thread.
+        jobs: Number of parallel runs, each with one thread.
         evaluate_only: Train nothing; evaluate all runs again, which must be trained.
     """
     unknown = [name for name in variants if name not in VARIANTS]

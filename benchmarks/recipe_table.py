@@ -63,10 +63,10 @@ def verdicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
     better, worse = (by_name[name] for name in CLAIM)
     found = []
     for label, higher_is_better in MEASURES.items():
-        ours, theirs = better.scores[label], worse.scores[label]
-        gain = statistics.mean(ours) - statistics.mean(theirs)
+        better_scores, worse_scores = better.scores[label], worse.scores[label]
+        gain = statistics.mean(better_scores) - statistics.mean(worse_scores)
         gain = gain if higher_is_better else -gain
-        spreads = [s for s in (spread(ours), spread(theirs)) if s is not None]
+        spreads = [s for s in (spread(better_scores), spread(worse_scores)) if s is not None]
         word = "one seed: no spread to compare with"
         if spreads:
             word = "within the spread" if abs(gain) <= max(spreads) else "better" if gain > 0 else "worse"

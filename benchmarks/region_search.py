@@ -1,10 +1,10 @@
-"""Region search on the sample set, by average precision, beside pooled search and random weights.
+"""Average precision of region search on the sample set, compared with pooled search and random weights.
 
     python -m benchmarks.region_search SET --model MODEL
 
-A query is the box of an object in the second clip of a video. A result is right if objects of the query's class fill at
-least a fifth of its box at its moment. Pooled search, which knows no places, is compared by clips: one is right if it
-shows an object of the class. Average precision is over all clips of the other videos; its mean is over queries.
+A query is the box of an object in the second clip of a video. A result is correct if objects of the query's class fill
+at least a fifth of its box at its time. Pooled search, which has no boxes, is compared by clips: a clip is correct if
+it contains an object of the class. Average precision is over all clips of the other videos; its mean is over queries.
 """
 
 import tempfile
@@ -34,8 +34,8 @@ class Query:
     """An object to search for.
 
     Attributes:
-        path: its video.
-        at_s: its moment.
+        path: video of the object.
+        at_s: time in seconds.
         box: x, y, width and height in pixels.
         label: index of its class.
     """

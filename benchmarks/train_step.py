@@ -1,12 +1,12 @@
-"""Time and memory of one training step and of the executable specification's, and what it is spent on.
+"""Time and memory of one training step, by part, compared with the executable specification.
 
     python -m benchmarks.train_step --model vit-s --image-size 128 --frames 16 --videos 8
 
-The package's step is the one that `tubelet train` takes; the other side is `tests/numerics/reference.py`, with the same
-pixels, masks and precision. Each side lives in a process of its own, which tells its peak memory. On a CPU they step in
-turn, so that whatever else the machine does falls on both; on CUDA one side follows the other, and has the device to
-itself. Timed steps have masks of lengths that were there before: both PyTorch's attention and a CPU's bf16 kernels can
-prepare something for each new length, which is a figure of its own. The split is read off by hooks on the real modules.
+The package's step is that of `tubelet train`. The baseline is `tests/numerics/reference.py`, with the same pixels,
+masks and precision. Each implementation runs in its own process, which reports its peak memory. On a CPU they
+alternate, so that other work on the machine affects both; on CUDA they run one after the other, with the device to
+themselves. Timed steps repeat mask lengths of the warm-up: PyTorch's attention and a CPU's bf16 kernels can prepare
+something for each new length, which is a separate column. Hooks on the real modules measure the time of each part.
 """
 
 import os
@@ -45,21 +45,21 @@ from tubelet.train.step_cost import encoder_flops, predictor_flops, step_cost
 from tubelet.vjepa import VJEPA
 
 PARTS = ("teacher", "student", "predictor", "loss", "backward", "optimizer")
-SIDES = ("tubelet", "reference")
-LATE_STEP = 200_000  # λ is at its full value, so that the context loss is part of what is timed
-CUDA_CALLS = 5  # steps in a row of a round on CUDA, where the host prepares a step while the device does the one before
+IMPLEMENTATIONS = ("tubelet", "reference")
+LATE_STEP = 200_000  # λ is at its full value, so the context loss is included in the time
+CUDA_CALLS = 5  # consecutive steps of a round on CUDA, where the host prepares a step while the device runs the last
 
 Step = Callable[[StepData], object]
 
 
 class StepCase(NamedTuple):
-    """What is timed.
+    """Configuration of a measurement.
 
     Attributes:
         config: the run.
         counts: samples of each modality in a step.
-        warmup: first rounds, each with masks of its own, which the timed rounds repeat.
-        rounds: timed rounds; later ones have masks that were never there before.
+        warmup: first rounds, each with different masks, which the timed rounds repeat.
+        rounds: timed rounds; later rounds have new masks.
     """
 
     config: TrainConfig
@@ -129,7 +129,9 @@ def random_step(config: TrainConfig, seed: int, counts: dict[Modality, int]) -> 
     return data.pin_memory() if torch.cuda.is_available() else data
 
 
-def package_side(config: TrainConfig, counts: dict[Modality, int], device: torch.device) -> tuple[Step, Stopwatch]:
+def build_package_step(
+    config: TrainConfig, counts: dict[Modality, int], device: torch.device
+) -> tuple[Step, Stopwatch]:
     """The package's training step, and the watch that splits it."""
     with torch.device(device):  # on a CPU the random weights of a billion parameters alone take a minute
         model = VJEPA(config.model)
@@ -140,7 +142,7 @@ def package_side(config: TrainConfig, counts: dict[Modality, int], device: torch
     return lambda data: train_step(model, optimizer, data, config, LATE_STEP, ctx), Stopwatch(model, optimizer, device)
 
 
-def reference_side(config: TrainConfig, device: torch.device) -> Step:
+def build_reference_step(config: TrainConfig, device: torch.device) -> Step:
     """The specification's training step."""
     from tests.numerics import reference
 
@@ -162,15 +164,15 @@ def reference_side(config: TrainConfig, device: torch.device) -> Step:
     return step
 
 
-def build(side: str, case: StepCase) -> Timed:
-    """A side's process: a function that does a round and measures it."""
+def build(implementation: str, case: StepCase) -> Timed:
+    """Return a function that runs and measures a round of an implementation, in the current process."""
     torch.manual_seed(0)
     device = pick_device()
     watch = None
-    if side == "tubelet":
-        step, watch = package_side(case.config, case.counts, device)
+    if implementation == "tubelet":
+        step, watch = build_package_step(case.config, case.counts, device)
     else:
-        step = reference_side(case.config, device)
+        step = build_reference_step(case.config, device)
     on_cuda = device.type == "cuda"
 
     def timed(number: int) -> Round:
@@ -178,13 +180,13 @@ def build(side: str, case: StepCase) -> Timed:
         turns = iter([random_step(case.config, seed, case.counts) for seed in seeds])
         if watch and not on_cuda:
             watch.start()
-        worked = time.process_time()
+        cpu_seconds = time.process_time()
         seconds = seconds_per_call(lambda: step(next(turns)), device, len(seeds))
-        worked = (time.process_time() - worked) / len(seeds)
+        cpu_seconds = (time.process_time() - cpu_seconds) / len(seeds)
         if watch and on_cuda:  # in a step that is not timed: the events between kernels are work of their own
             watch.start()
             step(random_step(case.config, seeds[0], case.counts))
-        return Round(seconds, worked, watch.stop("optimizer") if watch else {})
+        return Round(seconds, cpu_seconds, watch.stop("optimizer") if watch else {})
 
     return timed
 
@@ -201,7 +203,7 @@ def round_seeds(case: StepCase, number: int, calls: int) -> list[int]:
 def step_flops(config: TrainConfig, steps: list[StepData]) -> float:
     """Floating-point operations of the matrix products of a step, attention's included, mean of some steps.
 
-    By the lengths of their masks, which differ from draw to draw; what a side computes twice, or pads, is not counted.
+    By the lengths of their masks, which differ from draw to draw; recomputation and padding are not counted.
     """
     with torch.device("meta"):
         model = VJEPA(config.model)
@@ -241,13 +243,13 @@ def main(
         videos: Videos of a step.
         images: Images of a step.
         precision: bf16, fp32, or what the device is fast at.
-        steps: Rounds that are timed on each side, of one step on a CPU and five in a row on CUDA; the table holds their
+        steps: Number of timed rounds of each implementation, of one step on a CPU and five on CUDA; the table has their
             medians.
-        new_mask_steps: Rounds after them, of masks that were not there before.
-        warmup: Steps before them, each with masks of its own, which the timed rounds repeat.
-        compile: Compile the blocks; None does as a run of the published length would.
+        new_mask_steps: Number of rounds after them with new masks.
+        warmup: Number of steps before them, each with different masks, which the timed rounds repeat.
+        compile: Compile the blocks; by default, as in a run of the published length.
         activation_checkpointing: Recompute activations in the backward pass.
-        package_only: Leave the reference out.
+        package_only: Skip the reference.
         json: Print one JSON object as the last line.
     """
     if warmup < 1 or steps < 1:
@@ -265,20 +267,23 @@ def main(
     dtype = training_dtype(config, device)
     flops = step_flops(config, [random_step(config, seed, counts) for seed in range(warmup)])
     rate = matrix_rate(device, dtype, config.model.width)
-    sides = SIDES[:1] if package_only else SIDES
+    implementations = IMPLEMENTATIONS[:1] if package_only else IMPLEMENTATIONS
     case = StepCase(config, counts, warmup, steps)
-    timed, peak = run_in_turn(build, case, sides, warmup, steps + new_mask_steps)
-    result = {side: side_result(timed[side], steps, peak[side], flops / rate) for side in sides}
+    timed, peak = run_in_turn(build, case, implementations, warmup, steps + new_mask_steps)
+    result = {
+        implementation: summarize_rounds(timed[implementation], steps, peak[implementation], flops / rate)
+        for implementation in implementations
+    }
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     samples = f"{videos} videos and {images} images" if images else f"{videos} videos"
     title = f"{model}, {image_size} px, {frames} frames, {samples}, {str(dtype)[6:]} on {name}"
     show(title, result, flops, rate)
     if json:
-        print(dumps({"dtype": str(dtype)[6:], "sides": result}))
+        print(dumps({"dtype": str(dtype)[6:], "implementations": result}))
 
 
-def side_result(timed: list[Round], rounds: int, peak: float, bound: float) -> dict[str, Any]:
-    """Medians of a side's rounds.
+def summarize_rounds(timed: list[Round], rounds: int, peak: float, bound: float) -> dict[str, Any]:
+    """Medians of the rounds of an implementation.
 
     Args:
         timed: Those of known masks, then those of new ones.
@@ -311,18 +316,22 @@ def show(title: str, result: dict[str, dict[str, Any]], flops: float, rate: floa
         table.add_row(part, f"{seconds:.3f}", f"{100 * seconds / sum(split.values()):.0f} %")
     console.print(table)
     table = Table()
-    for column in ("side", "s/step", "CPU s/step", "s/step, new masks", "peak GB", "fraction of bound"):
-        table.add_column(column, justify="left" if column == "side" else "right")
-    for side, found in result.items():
+    for column in ("step", "s/step", "CPU s/step", "s/step, new masks", "peak GB", "fraction of bound"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for implementation, found in result.items():
         new = found["new_mask_seconds"]
         times = (f"{found['seconds']:.4g}", f"{found['cpu_seconds']:.4g}", "" if new is None else f"{new:.4g}")
-        table.add_row(side, *times, f"{found['peak_gb']:.2f}", f"{found['bound_fraction']:.2f}")
+        table.add_row(implementation, *times, f"{found['peak_gb']:.2f}", f"{found['bound_fraction']:.2f}")
     if "reference" in result:
         keys = ("seconds", "cpu_seconds", "new_mask_seconds", "peak_gb")
         pairs = [(result["tubelet"][key], result["reference"][key]) for key in keys]
-        table.add_row("ratio", *("" if ours is None else f"{ours / theirs:.2f}" for ours, theirs in pairs), "")
+        table.add_row(
+            "ratio", *("" if package is None else f"{package / reference:.2f}" for package, reference in pairs), ""
+        )
     console.print(table)
-    console.print("CPU s: of all cores together, which tells more than a clock where others use them too")
+    console.print(
+        "CPU s: processor seconds, summed over all cores; more reliable than wall-clock time on a shared machine"
+    )
     console.print(f"bound: {flops / 1e12:.2f} TFLOP of matrix products at the measured {rate / 1e9:.0f} GFLOP/s")
 
 

@@ -1,4 +1,4 @@
-"""Videos for the benchmarks of reading: a moving texture, as H.264 with x264's own defaults, made once and kept."""
+"""Videos for the data loading benchmarks: a moving texture, as H.264 with x264's defaults, created once and reused."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def make_videos(folder: Path, height: int, count: int, seconds: float) -> list[Path]:
-    """`count` videos of 4:3 below 720 lines and 16:9 from there on, at 24 and 30 frames a second in turn."""
+    """Create `count` videos, 4:3 below 720 lines, else 16:9, alternating between 24 and 30 frames per second."""
     width = height * 4 // 3 if height < 720 else height * 16 // 9
     videos = []
     for k in range(count):
@@ -27,7 +27,7 @@ def _write(path: Path, height: int, width: int, fps: int, seconds: float, seed: 
         stream = container.add_stream("libx264", rate=Fraction(fps), options={"profile": "high"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(round(seconds * fps)):
-            # The camera wanders, and now and then what it sees is another place.
+            # The camera moves slowly, with a cut every seven seconds.
             second = index / fps + 100 * (index // (7 * fps))
             y = round(height * (0.5 + 0.5 * np.sin(0.31 * second + seed)))
             x = round(width * (0.5 + 0.5 * np.cos(0.23 * second)))
@@ -38,7 +38,7 @@ def _write(path: Path, height: int, width: int, fps: int, seconds: float, seed: 
 
 
 def _scene(height: int, width: int, seed: int) -> np.ndarray:
-    """(height, width, 3) uint8: shapes of all sizes, as a sum of ever finer and fainter noise."""
+    """(height, width, 3) uint8: texture of all scales: noise of increasing frequency and decreasing amplitude."""
     rng = np.random.default_rng(seed)
     scene = np.zeros((height, width, 3), dtype=np.float32)
     for octave in range(2, 11):

@@ -1,9 +1,9 @@
 #!/bin/bash
-# One run on several machines under SLURM: it saves before its time is up, queues itself again, and goes on.
+# One run on several machines under SLURM. It saves before the time limit, requeues itself, and resumes.
 #
 #   sbatch examples/slurm.sh SOURCE... --out RUN [options of tubelet train]
 #
-# Adapt the lines below to the cluster. RUN must lie where all machines see it.
+# Adapt the lines below to the cluster. RUN must be on storage that all machines share.
 
 #SBATCH --job-name=tubelet
 #SBATCH --nodes=4
@@ -18,16 +18,16 @@
 
 set -uo pipefail
 
-# How many seconds torchrun leaves its processes to save; PyTorch 2.11 leaves 30 whatever is set here.
+# Seconds that torchrun gives its processes to save; PyTorch 2.11 ignores it and gives 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
-# Lengths of masks differ from step to step: let the CUDA allocator's segments grow instead of fragmenting.
+# Mask lengths change from step to step: let the CUDA allocator's segments grow instead of fragmenting.
 export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 
-# Five minutes before the end, SLURM signals only this script, which signals the run and remembers why.
-again=no
+# Five minutes before the time limit, SLURM signals only this script, which signals the run and sets `requeue`.
+requeue=no
 stop() {
-    again=yes
+    requeue=yes
     scancel --signal=USR1 "$SLURM_JOB_ID"
 }
 trap stop USR1
@@ -41,12 +41,12 @@ srun python -m torch.distributed.run \
 run=$!
 wait "$run"
 code=$?
-while kill -0 "$run" 2>/dev/null; do # the signal ended the waiting, not the run
+while kill -0 "$run" 2>/dev/null; do # the signal interrupted `wait`, not the run
     wait "$run"
     code=$?
 done
 
-if [ "$again" = yes ] && [ "$code" -ne 0 ]; then
+if [ "$requeue" = yes ] && [ "$code" -ne 0 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

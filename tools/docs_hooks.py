@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: the command-line reference is made of what each command prints for --help."""
+"""MkDocs hooks: generate the command-line reference from the --help output of each command."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ COLUMNS = 76
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put the help of every command into the command-line page."""
+    """Insert the help of every command into the command-line page."""
     return markdown.replace(CLI_MARK, _commands()) if page.file.src_uri == CLI_PAGE else markdown
 
 

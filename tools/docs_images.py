@@ -1,11 +1,11 @@
-"""Write the images of README.md and docs/ from real pages in Chromium.
+"""Create the images of README.md and docs/ from real pages in Chromium.
 
     python -m tools.docs_images runs/demo runs/sample
     python -m tools.docs_images runs/demo runs/sample --only pca
 
 RUN is a trained run, DATA the sample set it was trained on, with long videos (`tubelet sample-data DATA --long-videos
-40`). The pages are made by the commands that a user calls, and the images are what Chromium shows of them: after a
-change of a page, run this again and look at what it wrote.
+40`). The pages are written by `tubelet` commands, and the images are screenshots of them. After a change of a page, run
+this script again and check the images.
 """
 
 import argparse
@@ -52,14 +52,14 @@ DRAW_PANELS = """async ([second, side, gap]) => {
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """An image of a page.
+    """Settings of a screenshot.
 
     Attributes:
-        page: which page.
+        page: name of the page.
         size: width and height of the window, in CSS pixels.
-        script: what is done on the page first, in JavaScript.
-        dark: whether colors are dark.
-        phone: whether the device is a phone.
+        script: JavaScript to run on the page first.
+        dark: whether to use the dark color scheme.
+        phone: whether to emulate a phone.
     """
 
     page: str
@@ -85,7 +85,7 @@ SHOTS = {
 
 
 def main() -> None:
-    """Make the pages, then the images."""
+    """Write the pages, then the images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("data", type=Path)
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 class Pages:
-    """The pages, each made when it is first asked for."""
+    """The pages, each written on first use."""
 
     def __init__(self, run: Path, data: Path, folder: Path) -> None:
         self.folder = folder
@@ -132,8 +132,8 @@ class Pages:
         return page
 
 
-def opened(browser: Browser, path: Path, shot: Shot) -> Page:
-    """A page in a window of its own."""
+def open_page(browser: Browser, path: Path, shot: Shot) -> Page:
+    """Open a page in a new window."""
     width, height = shot.size
     page = browser.new_page(
         viewport={"width": width, "height": height},
@@ -147,8 +147,8 @@ def opened(browser: Browser, path: Path, shot: Shot) -> Page:
 
 
 def write_shot(browser: Browser, pages: Pages, name: str, out: Path) -> None:
-    """Write what the window shows."""
-    page = opened(browser, pages.path(SHOTS[name].page), SHOTS[name])
+    """Write a screenshot of the window."""
+    page = open_page(browser, pages.path(SHOTS[name].page), SHOTS[name])
     page.evaluate(SHOTS[name].script)
     page.wait_for_timeout(1500)
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
@@ -158,7 +158,7 @@ def write_shot(browser: Browser, pages: Pages, name: str, out: Path) -> None:
 
 def write_moving_image(browser: Browser, path: Path, out: Path) -> None:
     """Write a video next to its PCA colors and its similarity to a patch that was clicked in the first frame."""
-    page = opened(browser, path, Shot(page="moving", size=(1400, 900)))
+    page = open_page(browser, path, Shot(page="moving", size=(1400, 900)))
     x, y = CLICKED
     page.evaluate(
         f"choose(cards[0], [{x}, {y}, {x}, {y}]); window.pca = pcaLayer(0); window.similarity = similarityLayer(0);"

@@ -1,13 +1,13 @@
-"""Install the wheel into empty environments, by pip and by uv, and print what each takes as a table of Markdown.
+"""Install the wheel into empty environments with pip and uv, and print sizes and times as a Markdown table.
 
     python tools/install.py
     python tools/install.py --extras map,export sample --installers uv
     python tools/install.py -- --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple
     python tools/install.py --platforms
 
-Nothing is taken from a cache. In each environment `tubelet` must answer, train two steps and embed an image with what
-was installed. What follows `--` goes to both installers. `--platforms` installs nothing: uv resolves the dependencies,
-and those of each extra, for Linux, macOS and Windows, from wheels only. uv must be on the PATH.
+No cache is used. In each environment, the script runs `tubelet info`, trains two steps and embeds an image. Options
+after `--` are passed to both installers. `--platforms` installs nothing: uv resolves the dependencies, and those of
+each extra, for Linux, macOS and Windows, from wheels only. uv must be on the PATH.
 """
 
 import argparse
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.release import ROOT, build, run
 
 INSTALLERS = ("pip", "uv")
-PLATFORMS = {  # the names that uv knows
+PLATFORMS = {  # uv's names of platforms
     "Linux, x86-64": "x86_64-unknown-linux-gnu",
     "Linux, ARM": "aarch64-unknown-linux-gnu",
     "macOS 14, ARM": "aarch64-apple-darwin",
@@ -54,7 +54,7 @@ print(len(names), size / 1e6, metadata.version("torch"))
 
 
 def install_row(installer: str, wheel: Path, extras: str, options: list[str]) -> str:
-    """Install into an empty environment, try the command there, and return the row of the table."""
+    """Install into an empty environment, test the command there, and return the row of the table."""
     with tempfile.TemporaryDirectory() as folder:
         python, tubelet = Path(folder, "venv", "bin", "python"), Path(folder, "venv", "bin", "tubelet")
         requirement = f"{wheel}[{extras}]" if extras else str(wheel)
@@ -95,7 +95,7 @@ def platform_row(label: str, platform: str, python: str, extras: list[str]) -> s
 
 
 def main() -> None:
-    """Print the table of installations, or that of platforms."""
+    """Print the table of installations, or the table of platforms."""
     words, options = sys.argv[1:], []
     if "--" in words:
         split = words.index("--")

@@ -60,7 +60,7 @@ def build(out: Path) -> tuple[Path, Path]:
 
 
 def check_content(source: Path, wheel: Path) -> None:
-    """End the script if the version or a file is not as it must be."""
+    """Exit with an error if the version is wrong or a file is missing."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     newest = re.search(r"^## \[?(\d[\w.]*)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
     if newest is None or newest[1] != version:
@@ -74,7 +74,7 @@ def check_content(source: Path, wheel: Path) -> None:
             if not any(name.startswith(start) for name in names):
                 sys.exit(f"{path.name}: has no {start}")
     if strange := {name.split("/")[0] for name in in_wheel} - {"tubelet"} - {f"tubelet-{version}.dist-info"}:
-        sys.exit(f"{wheel.name}: installs {', '.join(sorted(strange))} beside the package")
+        sys.exit(f"{wheel.name}: installs {', '.join(sorted(strange))} in addition to the package")
 
 
 def try_wheel(wheel: Path, with_dependencies: bool) -> None:
@@ -99,13 +99,13 @@ def try_wheel(wheel: Path, with_dependencies: bool) -> None:
 
 
 def _packages() -> list[str]:
-    """Where the packages of this environment lie, paths that its own .pth files add included."""
+    """Package folders of this environment, including those that its .pth files add."""
     own = Path(sysconfig.get_path("purelib"))
     return [str(own), *(entry for entry in sys.path if entry.endswith("site-packages") and Path(entry) != own)]
 
 
 def main() -> None:
-    """Build, check, try."""
+    """Build the files, check their contents and test the wheel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the two files")
     parser.add_argument("--no-deps", action="store_true", help="take dependencies from this environment")

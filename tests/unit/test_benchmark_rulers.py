@@ -55,7 +55,7 @@ def test_calls_on_cuda_are_queued_without_waiting_between_two_events(fake_cuda):
 
 
 def test_a_split_on_cuda_records_an_event_a_part_and_waits_once_at_the_end(config, fake_cuda):
-    step, watch = train_step.package_side(config, BOTH, CPU)
+    step, watch = train_step.build_package_step(config, BOTH, CPU)
     step(train_step.random_step(config, 0, BOTH))
     assert not fake_cuda
     watch.device = CUDA
@@ -111,9 +111,9 @@ def test_operations_are_those_that_pytorch_counts_for_the_masks_of_the_steps(con
     assert counter.get_total_flops() == pytest.approx(counted[0], rel=0.05)
 
 
-def test_on_cuda_a_side_ends_before_the_next_begins(monkeypatch):
+def test_on_cuda_an_implementation_ends_before_the_next_starts(monkeypatch):
     groups = []
-    monkeypatch.setattr(measure, "_time_group", lambda build, config, sides, *_: groups.append(list(sides)))
+    monkeypatch.setattr(measure, "_time_group", lambda build, config, names, *_: groups.append(list(names)))
     for device in (CPU, CUDA):
         monkeypatch.setattr(measure, "pick_device", lambda device=device: device)
         measure.run_in_turn(lambda *_: None, None, ["a", "b"], 1, 1)
