@@ -16,6 +16,8 @@ from tests.helpers.commands import run_call, run_code, run_module, run_tubelet
 from tests.helpers.launcher import torchrun
 from tests.helpers.media import write_image, write_video
 from tests.helpers.training import processes
+from tubelet.config import PredictorConfig, vit_pico
+from tubelet.config.model import MODELS
 from tubelet.heads.head_file import get_network, network_names
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +49,9 @@ def workplace(tmp_path):
 
 @pytest.fixture
 def quick_commands(monkeypatch):
-    """Heads of a few steps and forked sides of benchmarks: what pages show must work, and nothing is measured."""
+    """A narrow vit-pico, heads of a few steps, forked sides of benchmarks: pages must work, and nothing is measured."""
+    narrow = replace(vit_pico(), width=48, predictor=PredictorConfig(width=24, depth=1, heads=2))
+    monkeypatch.setitem(MODELS, "vit-pico", lambda: narrow)
     monkeypatch.setattr("benchmarks.measure.get_context", lambda method: processes)
     monkeypatch.setattr("benchmarks.measure.product_shape", lambda device, width: (64, 64, 64))
     for name in network_names():
