@@ -205,7 +205,7 @@ class Video:
         return self._convert(self._reader.frames_at(np.asarray(times, dtype=np.float64)))
 
     def _convert(self, frames: list[DecodedFrame]) -> Frames:
-        """Frames, each repeated as often as it is shown, as pixels and seconds."""
+        """Convert decoded frames to pixels and times, repeating each frame as often as it is shown."""
         repeats = [frame.repeats for frame in frames]
         converter = self._reader.converter
         height, width = converter.size

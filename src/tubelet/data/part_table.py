@@ -119,7 +119,7 @@ def span_columns(span: tuple[float, float | None] | None) -> dict[str, float]:
 
 
 def row_keys(table: pa.Table) -> pa.ChunkedArray:
-    """What tells the file or span of each row from all others: its path, with the times of a span."""
+    """Unique key of the file or span of each row: its path, with the times of a span."""
     paths = table["path"]
     if SPAN.keys() - {*table.column_names} or pc.all(pc.is_nan(table["span_start_s"])).as_py() is not False:
         return paths

@@ -75,7 +75,7 @@ class SampleIndex:
         return len(self.files) + sum(len(rows) for _, rows in self.folders)
 
     def shard_ids(self) -> np.ndarray:
-        """(M,) the shard of each sample; a plain file is a shard of its own. Computed in each call."""
+        """(M,) shard of each sample, with one id for each plain file; computed in each call."""
         ids, first = [np.arange(len(self.files))], len(self.files)
         for folder, rows in self.folders:
             used, shard = np.unique(folder.members["shard"][rows], return_inverse=True)
@@ -101,7 +101,7 @@ class SampleIndex:
         return self.files[sample] if member is None else member[0].title(member[1])
 
     def key(self, sample: int) -> str:
-        """What tells a sample from all others: its name, with the times of a span."""
+        """Unique key of a sample: its name, with the times of a span."""
         span = self.span(sample)
         return self.name(sample) if span is None else span_name(self.name(sample), *span)
 

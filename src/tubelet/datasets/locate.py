@@ -77,7 +77,7 @@ def entry_names(folder: Path, folders_only: bool = False) -> list[str]:
 
 
 def glob_visible(folder: Path, pattern: str) -> list[Path]:
-    """Visible paths below a directory that match a pattern, sorted; empty if there is no such directory."""
+    """Visible paths below a directory that match a pattern, sorted; empty if the directory does not exist."""
     paths = folder.glob(pattern) if folder.is_dir() else ()
     return sorted(path for path in paths if not any(map(is_hidden, path.relative_to(folder).parts)))
 
@@ -126,7 +126,7 @@ def _index_by_stem(folders: Sequence[Path], preferred: str) -> dict[str, Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Visible directories in a directory, sorted by name; empty if there is no such directory."""
+    """Visible directories in a directory, sorted by name; empty if the directory does not exist."""
     return [folder / name for name in entry_names(folder, folders_only=True)] if folder.is_dir() else []
 
 

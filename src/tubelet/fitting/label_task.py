@@ -27,7 +27,7 @@ Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class FitContext:
-    """Labels, an encoder and settings, as a task is given them.
+    """Labels, an encoder and settings: the argument of a task's `fit`.
 
     Attributes:
         task: name of the task.

@@ -239,7 +239,7 @@ def _clips_of(
 
 
 def _evenly(items: list[Item], limit: int) -> list[Item]:
-    """At most so many items, evenly from all."""
+    """At most `limit` items, evenly spaced."""
     if len(items) <= limit:
         return items
     return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]

@@ -92,7 +92,7 @@ class _SelfAttention(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """Queries attend to the tokens, which are normed as the queries are not, and an MLP."""
+    """Cross-attention from queries to normed tokens (the queries are not normed), and an MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -244,7 +244,7 @@ class _Panel:
             draw.line(points, fill=_CURVE, width=max(2, self.gap // 3), joint="curve")
 
     def _draw_window_marker(self, draw: Any, begin: float, end: float) -> None:
-        """Where the shown window lies in the whole video."""
+        """Draw the position of the shown window within the whole video."""
         y = self.bottom + self.layout.line // 2
         left = max(self.left, 2 * self.gap + round(self.layout.font.getlength("0:00:00 / 0:00:00  +99 labels")))
         scale = (self.right - left) / self.duration_s

@@ -1,4 +1,4 @@
-"""All predictions for one file, as videos, pages and ethograms show them."""
+"""All predictions for one file, for videos, pages and ethograms."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

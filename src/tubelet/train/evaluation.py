@@ -64,7 +64,7 @@ class PeriodicEvaluation:
         self.candidate: BestRow | None = None  # the last evaluation, if it is better than the best
 
     def is_due(self, step: int) -> bool:
-        """Whether the teacher is evaluated after so many steps; the checkpoint of such a step is saved too."""
+        """Whether the teacher is evaluated after `step` steps; a checkpoint of that step is saved too."""
         return self.config.eval_every > 0 and step % self.config.eval_every == 0
 
     def restore(self, step: int) -> None:

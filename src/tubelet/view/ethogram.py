@@ -1,4 +1,4 @@
-"""An image of all videos over time: what happens when, in colors."""
+"""An image of all videos over time, with labels as colors."""
 
 from collections.abc import Sequence
 from pathlib import Path

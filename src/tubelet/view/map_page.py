@@ -123,7 +123,7 @@ def write_map_page(content: MapContent, out: Path, thumbnails: int) -> None:
 
 
 def _neighbors_of_other_files(clips: ClipVectors, layout: ClipLayout) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The nearest clips of each clip and their cosines; those of its own file, which are no surprise, come last."""
+    """The nearest clips of each clip and their cosines, those of its own file last."""
     same_file = clips.file[layout.neighbors] == clips.file[:, None]
     order = np.argsort(same_file, axis=1, kind="stable")[:, :_NEIGHBORS]
     return np.take_along_axis(layout.neighbors, order, 1), np.take_along_axis(layout.similarities, order, 1)

@@ -1,4 +1,4 @@
-"""A video next to its features in colors."""
+"""Video of features in colors next to the source."""
 
 from collections.abc import Sequence
 from pathlib import Path

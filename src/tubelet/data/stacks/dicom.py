@@ -97,7 +97,7 @@ def series_of(paths: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def slices_of(path: str) -> Sequence[str]:
-    """The files of the series of a slice, by name; none for a file that is a stack or an image by itself."""
+    """The files of the series of a slice, by name; empty for a file that is a stack or an image itself."""
     folder = Path(path).parent
     return _series_of_folder(folder, folder.stat().st_mtime_ns).get(path, ())
 

@@ -57,7 +57,7 @@ class SourceFile:
 
     @property
     def key(self) -> str:
-        """What tells it from all others: the path, with the times of a span."""
+        """Unique key: the path, with the times of a span."""
         return self.path if self.span is None else span_name(self.path, *self.span)
 
     @property
@@ -159,7 +159,7 @@ class HeadOutput(ABC):
         self.counts: dict[str, int] = {}
 
     def accepts(self, item: FileWindow) -> bool:
-        """Whether the head is applied to a window; a short video may have one for each kind of heads."""
+        """Whether the head is applied to a window; a short video may have one window for each kind of heads."""
         if item.window is None:
             return True
         return item.stretched == (self.layout.stretched and self.layout.is_short(item.file.duration_s))
@@ -191,7 +191,7 @@ class HeadOutput(ABC):
             )
 
     def end(self, file: SourceFile) -> Iterator[ScoreRows]:
-        """The rows of a file that are left when its last window has been passed to `score`."""
+        """Return the remaining rows of a file, after its last window was passed to `score`."""
         yield from ()
 
     def discard(self, key: str) -> None:

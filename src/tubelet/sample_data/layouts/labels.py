@@ -28,6 +28,6 @@ def in_words(motion: str) -> str:
 
 
 def copy(entry: SampleEntry, path: Path) -> None:
-    """Copy a media file as it is."""
+    """Copy a media file without changes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(entry.media, path)

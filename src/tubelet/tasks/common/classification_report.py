@@ -84,6 +84,6 @@ def most_confident_errors(scores: Scores, k: int = 1) -> list[int]:
 
 
 def describe_answers(scores: Scores, i: int, name: Callable[[int], str], count: int = 3) -> str:
-    """The first answers to a sample, with their probabilities."""
+    """Describe the first answers to a sample, with their probabilities."""
     pairs = zip(scores.answers[i].tolist()[:count], scores.shares[i].tolist()[:count], strict=True)
     return "prediction: " + ", ".join(f"{name(k)} {100 * share:.0f} %" for k, share in pairs)

@@ -11,7 +11,7 @@ LARGEST = 320  # pixels of an enlarged frame's wider side: about what a page sho
 
 
 def enlarge(frame: NDArray[np.uint8]) -> tuple[Image.Image, float]:
-    """A small frame (H, W, 3) at a size to draw on, and how many times larger it is; a large one as it is."""
+    """Enlarge a small frame (H, W, 3) to draw on it; returns the frame and the factor, 1 for a large frame."""
     times = max(1, LARGEST // max(frame.shape[:2]))
     size = (frame.shape[1] * times, frame.shape[0] * times)
     return Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BILINEAR), float(times)

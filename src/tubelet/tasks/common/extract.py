@@ -276,7 +276,7 @@ class _EncodedBatches:
 
 
 class _Views(Dataset[Tensor | BadFile]):
-    """The views of each source, or why it has none."""
+    """Dataset of the views of each source, or the reason why it has none."""
 
     def __init__(self, sources: list[Source], transform: Transform, workers: int) -> None:
         self.sources, self.transform = sources, transform

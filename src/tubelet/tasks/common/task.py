@@ -32,7 +32,7 @@ from tubelet.tasks.common.result import Result
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationContext:
-    """One model on one data set, as a task is given them.
+    """One model on one data set: the argument of a task's `evaluate`.
 
     Attributes:
         task: name of the task.

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoardSink(MetricSink):
-    """Writes each metric as a scalar; rows that are logged anew replace those of before."""
+    """Writes each metric as a scalar; rows that are logged again replace earlier ones."""
 
     writer: "SummaryWriter | None" = None
 
