@@ -48,7 +48,7 @@ def test_a_run_begins_with_the_moments_of_what_it_takes_over(media, first_run):
     for parts in (("student", "predictor"), ("student",)):
         model, origin = init_model(config, resumed=False)
         optimizer = build_optimizer(model, config.optim)
-        assert init_moments(origin._replace(parts=parts), model, optimizer).count("moments included") == 1
+        assert init_moments(origin._replace(parts=parts), model, optimizer).count("including AdamW's moments") == 1
         taken = {name: optimizer.state[value] for name, value in model.named_parameters() if value in optimizer.state}
         assert {name.partition(".")[0] for name in taken} == set(parts)
         for name, state in taken.items():
@@ -75,7 +75,7 @@ def test_a_run_that_begins_with_adapters_has_moments_of_its_own(media, first_run
     config = tiny_config(media, init_from=str(adapted))
     model, origin = init_model(config, resumed=False)
     optimizer = build_optimizer(model, config.optim)
-    assert init_moments(origin, model, optimizer).endswith(", the predictor's moments of AdamW included")
+    assert init_moments(origin, model, optimizer).endswith(", including AdamW's moments of the predictor")
     names = {name.partition(".")[0] for name, value in model.named_parameters() if value in optimizer.state}
     assert names == {"predictor"}
 
@@ -99,8 +99,8 @@ def test_a_released_checkpoint_is_continued(name, anew, media, monkeypatch):
     assert same(model.student, source.student)
     assert same(model.teacher, source.teacher)
     said = init_moments(origin, model, build_optimizer(model, config.optim))
-    assert "AdamW's moments anew" in said
-    assert ("the predictor starts anew" in said) is anew
+    assert "with new AdamW moments" in said
+    assert ("the predictor has random weights" in said) is anew
     assert model.config.prediction_width == model.config.num_output_levels * model.config.width
 
 
@@ -113,7 +113,7 @@ def test_a_single_encoder_is_continued_with_a_new_predictor(name, media, first_r
     model, origin = init_model(config, resumed=False)
     assert same(model.student, encoder) and same(model.teacher, encoder)
     said = init_moments(origin, model, build_optimizer(model, config.optim))
-    assert said.endswith("AdamW's moments anew; the predictor starts anew, since there is none in it")
+    assert said.endswith("with new AdamW moments; the predictor has random weights, since the file has none")
     assert list_checkpoints(train_quietly(dataclasses.replace(config, steps=1), tmp_path / "run").parents[1])
 
 

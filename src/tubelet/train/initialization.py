@@ -162,12 +162,16 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
     loaded = set() if weights_only else load_optimizer_moments(origin.path, model, optimizer, fitting)
     message = f"starting from {origin.path}, "
     if loaded >= set(origin.parts):
-        message += "AdamW's moments included"
+        message += "including AdamW's moments"
     else:
-        message += "the predictor's moments of AdamW included" if loaded else "AdamW's moments anew"
+        message += "including AdamW's moments of the predictor" if loaded else "with new AdamW moments"
     if "predictor" not in origin.parts:
-        why = "there is none in it" if is_encoder_file(origin.path) else "that one predicts another teacher's features"
-        message += f"; the predictor starts anew, since {why}"
+        why = (
+            "the file has none"
+            if is_encoder_file(origin.path)
+            else "that of the file predicts another teacher's features"
+        )
+        message += f"; the predictor has random weights, since {why}"
     if origin.adapted_from is not None:
         message += f"; the first layer is adapted from {origin.adapted_from} channels to {model.config.channels}"
     return message
