@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of the JSON file")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections to run, separated by commas")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see whether the script itself runs")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to test the script itself")
     parser.add_argument("--markdown", action="store_true", help="print the tables of docs/performance.md at the end")
     options = parser.parse_args(arguments)
     names = [name for name in options.only.split(",") if name]
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.out / FILE
     results: dict[str, Found] = json.loads(path.read_text()) if path.exists() else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":  # takes seconds, and must not be stopped halfway
+    if device.type == "cuda":  # takes seconds, and must not be interrupted
         import_module("torch._dynamo")
     for name in names:
         results[name] = run_section(SECTIONS[name], Check(device, options.smoke, results))
@@ -99,7 +99,7 @@ def run_section(section: Section, check: Check) -> Found:
             found["error"] = traceback.format_exc()[-3000:]
         else:
             found["skipped"] = f"{error.name} is not installed"
-    except Exception:  # whatever it is, the other sections still have to tell what they find
+    except Exception:  # continue with the other sections after any error
         found["error"] = traceback.format_exc()[-3000:]
     sections.release_memory()
     found["seconds"] = time.monotonic() - began
@@ -107,7 +107,7 @@ def run_section(section: Section, check: Check) -> Found:
 
 
 def rounded(value: Any) -> Any:
-    """The same, with numbers of five digits."""
+    """The value with numbers rounded to five digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
@@ -116,7 +116,7 @@ def rounded(value: Any) -> Any:
 
 
 def problems_of(name: str, found: Found) -> list[str]:
-    """Lines for what a section did not do, and for what it found wrong."""
+    """Lines for skipped parts and failed checks of a section."""
     lines = [f"{name}: {kind}: {found[kind]}" for kind in ("skipped", "stopped") if kind in found]
     for row, value in found.items():
         if isinstance(value, dict):
@@ -127,7 +127,7 @@ def problems_of(name: str, found: Found) -> list[str]:
 
 
 def markdown(results: dict[str, Found]) -> str:
-    """Tables of what was found, for docs/performance.md."""
+    """Tables of the results, for docs/performance.md."""
     about, peak = results.get("environment", {}), results.get("ceilings", {})
     versions = [f"{name} {about[key]}" for name, key in VERSIONS.items() if about.get(key)]
     blocks = [f"{about.get('device', 'unknown device')}, {', '.join(versions)}."]

@@ -95,7 +95,7 @@ def environment(check: Check, found: Found) -> None:
 
 
 def ceilings(check: Check, found: Found) -> None:
-    """What the device does at its best: products, copies, and how fast the host starts kernels."""
+    """Limits of the device: rates of matrix products and copies, and the time of a kernel launch."""
     from benchmarks.measure import matrix_rate, seconds_per_call, synchronize
 
     device = check.device
@@ -120,7 +120,7 @@ def ceilings(check: Check, found: Found) -> None:
 
 
 def tiny_config(precision: str) -> Any:
-    """A run whose steps take milliseconds."""
+    """The config of a run whose steps take milliseconds."""
     from tubelet.config import DataConfig, TrainConfig, model_preset
 
     data = DataConfig(image_size=64, frames=4, image_fraction=0.5)
@@ -146,24 +146,24 @@ class TinyRun:
         torch.manual_seed(0)
         self.model = VJEPA(self.config.model).to(device)
         prepare_model(self.model, self.config, device, compiled=False)
-        self.model.pack_masks = device.type == "cuda"  # as a run has it where memory suffices
+        self.model.pack_masks = device.type == "cuda"  # as in a run with enough memory
         self.optimizer = build_optimizer(self.model, self.config.optim)
         self.ctx = DistContext(device)
         self.data = [random_step(self.config, i, {Modality.VIDEO: 4, Modality.IMAGE: 4}) for i in range(4)]
 
     def step(self, number: int) -> dict[str, Any]:
-        """Take a step."""
+        """Run a step."""
         from tubelet.train.step import train_step
 
         return train_step(self.model, self.optimizer, self.data[number], self.config, LATE_STEP + number, self.ctx)
 
     def losses(self) -> list[float]:
-        """Take all steps."""
+        """Run all steps and return their losses."""
         return [float(self.step(i)["loss"]) for i in range(len(self.data))]
 
 
 def correctness(check: Check, found: Found) -> None:
-    """The same steps on the CPU and on the device, a step that must not count, and whether runs repeat exactly."""
+    """Losses on the CPU and on the device, steps that must be skipped, and whether runs repeat exactly."""
     cpu = torch.device("cpu")
     cases = (("cpu_fp32", cpu, "fp32"), ("device_fp32", check.device, "fp32"), ("device_bf16", check.device, "bf16"))
     losses = found["losses"] = {}
@@ -215,7 +215,7 @@ def run_state(run: TinyRun) -> Iterator[torch.Tensor]:
 
 
 def sync(check: Check, found: Found) -> None:
-    """CUDA's own word on whether a step makes the host wait: its debug mode raises where one does."""
+    """Whether a step synchronizes with the host, by CUDA's synchronization debug mode, which raises an error if so."""
     run = TinyRun(check.device, "bf16")
     run.step(0)
     if not check.on_cuda:
@@ -234,7 +234,7 @@ def sync(check: Check, found: Found) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-# Who attends, heads, channels a head, and lengths at 16 frames and 256 px: of a ViT-L and its predictor.
+# Network, heads, channels per head, and sequence lengths at 16 frames and 256 px, for a ViT-L and its predictor.
 ATTENTION = (
     ("student", 16, 64, (464, 472, 480, 488)),
     ("predictor", 12, 32, (1376, 1384, 1392, 1400)),
@@ -243,7 +243,7 @@ ATTENTION = (
 
 
 def attention(check: Check, found: Found) -> None:
-    """Milliseconds of attention forward and backward, at a length that is new and at one that is known."""
+    """Milliseconds of attention, forward and backward, for a new and for a repeated sequence length."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from benchmarks.measure import seconds_per_call
@@ -267,7 +267,7 @@ def attention(check: Check, found: Found) -> None:
 
                 new.append(1e3 * seconds_per_call(both, check.device))
                 known.append(min(seconds_per_call(both, check.device, 2 if check.smoke else 10) for _ in range(3)))
-            # Two products forward, five backward, which computes the scores again.
+            # Two products forward, five backward, which recomputes the scores.
             operations = 14 * batch * heads * lengths[0] ** 2 * channels
             found[f"{who} {name}"] = {
                 "length": lengths[0],
@@ -278,7 +278,7 @@ def attention(check: Check, found: Found) -> None:
 
 
 def loop(check: Check, found: Found) -> None:
-    """`train` itself: workers, pinned memory, late metrics, checks of features, checkpoints, and a resumed run."""
+    """`train`: workers, pinned memory, delayed metrics, collapse checks, checkpoints, and resuming."""
     import numpy as np
 
     from tests.helpers.media import write_image, write_video
@@ -305,13 +305,13 @@ def loop(check: Check, found: Found) -> None:
     }
 
 
-# Preset, videos and images of a step; the first one's figures matter most.
+# Preset, videos and images per step; the first case is the most important.
 STEP_CASES = (("vit-l", 12, 12), ("vit-s", 12, 12), ("vit-g", 12, 12), ("vit-l", 24, 0))
 STEP_IMPLEMENTATIONS = ("compiled", "eager", "reference")
 
 
 def steps(check: Check, found: Found) -> None:
-    """Seconds, samples a second, MFU, memory and kernels of whole steps: eager, compiled, and the specification's."""
+    """Seconds, samples per second, MFU, memory and kernels of whole steps: compiled, eager, and the specification's."""
     cases = (("vit-pico", 1, 1),) if check.smoke else STEP_CASES
     for model, videos, images in cases:
         for implementation in STEP_IMPLEMENTATIONS[check.smoke :]:
@@ -380,7 +380,7 @@ def measure_step(check: Check, model: str, videos: int, images: int, implementat
 
 
 def profile_kernels(step: Callable[[], object], steps: int) -> Found:
-    """Kernels of a step, the fraction of its time in which none runs, and the costliest ones."""
+    """Kernels of a step, the fraction of its time without a kernel, and the most expensive kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
@@ -411,7 +411,7 @@ def kernel_summary(kernels: list[tuple[str, float, float]], steps: int) -> Found
 
 
 def encode(check: Check, found: Found) -> None:
-    """Clips encoded a second, by the package, compiled or not, and by `transformers`; images, by it and by `timm`."""
+    """Encoded clips per second of the package, compiled or not, and of `transformers`; images per second of it and `timm`."""
     from benchmarks.encode import Sizes, package_encoder, timm_encoder, transformers_encoder
     from benchmarks.measure import seconds_per_call
     from tubelet.config import model_preset
@@ -449,7 +449,7 @@ def encode(check: Check, found: Found) -> None:
 
 
 def data(check: Check, found: Found) -> None:
-    """Clips a second that workers make, from shards and from source files, next to what the measured steps take."""
+    """Clips per second of the data workers, from shards and from source files, compared with the measured steps."""
     from benchmarks.data_path import reading
     from benchmarks.videos import make_videos
     from tubelet.config import DataConfig, ShardConfig, TrainConfig, model_preset
@@ -475,7 +475,7 @@ def data(check: Check, found: Found) -> None:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `OutOfTime` in what takes longer, where the system has such an alarm."""
+    """Raise `OutOfTime` in code that takes longer, on systems with an alarm signal."""
     import signal
 
     def stop(*_: Any) -> None:
@@ -491,4 +491,4 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 class OutOfTime(BaseException):
-    """A section has used up its time. No `Exception`, which libraries would take for a failure of their own."""
+    """A section exceeded its time limit. Not an `Exception`, which libraries would handle as their own failure."""
