@@ -98,7 +98,7 @@ def shape_of(sizes: Sizes) -> tuple[int, ...]:
 def package_encoder(
     sizes: Sizes, device: torch.device, dtype: torch.dtype, variant: str = "tubelet"
 ) -> Callable[[Tensor], Sequence[Tensor]]:
-    """The package's encoder, as `tubelet.load` gives it, with random weights of one seed: pixels to output levels."""
+    """The encoder that `tubelet.load` returns, with random weights of a fixed seed: pixels to output levels."""
     torch.manual_seed(0)
     model = Backbone(sizes.model).requires_grad_(False).eval()
     if variant.startswith("onnx"):

@@ -411,7 +411,7 @@ def kernel_summary(kernels: list[tuple[str, float, float]], steps: int) -> Found
 
 
 def encode(check: Check, found: Found) -> None:
-    """Encoded clips per second of the package, compiled or not, and of `transformers`; images per second of it and `timm`."""
+    """Clips per second of the package, compiled or not, and of `transformers`; images per second, also of `timm`."""
     from benchmarks.encode import Sizes, package_encoder, timm_encoder, transformers_encoder
     from benchmarks.measure import seconds_per_call
     from tubelet.config import model_preset

@@ -69,7 +69,7 @@ def reset_peak() -> None:
 
 
 def real_run(config: TrainConfig, parallel: Parallel, ctx: DistContext) -> tuple[VJEPA, AdamW, StepData]:
-    """A run under way: random pixels, with masks as long as the plan takes them to be."""
+    """A real run with random pixels and the mask lengths of the plan."""
     counts = samples_per_step(config, MediaList(["video"], ["image"]))
     model = VJEPA(config.model)
     prepare_model(model, config, CPU, compiled=False, sharded=parallel != "ddp")

@@ -92,7 +92,7 @@ def _write_video(path: Path, frames: int, seed: int) -> None:
 
 
 def _write_heads(folder: Path, seed: int) -> list[str]:
-    """A small encoder and two heads with random weights, for clips that take the same windows."""
+    """A small encoder and two heads with random weights, for the same clip settings."""
     torch.manual_seed(seed)
     model = Backbone(model_preset("vit-pico")).eval().requires_grad_(False)
     model.save_pretrained(folder / "encoder")

@@ -231,7 +231,7 @@ class Run:
 
 
 def carry_out(run: Run, evaluate_only: bool) -> None:
-    """Train a run to its end and evaluate its teacher; a process of its own, which says in log.txt how it goes."""
+    """Train a run to its end and evaluate its teacher, in a separate process, which logs to log.txt."""
     os.setpgrp()  # Ctrl-C reaches only the parent, which then asks all runs once to save and stop
     torch.set_num_threads(1)
     run.folder.mkdir(parents=True, exist_ok=True)
