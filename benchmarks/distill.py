@@ -68,7 +68,7 @@ def settings(method: str, teacher: str, data: Path, steps: int | None, seed: int
     )
 
 
-def carry_out(method: str, teacher: str, data: Path, steps: int | None, seed: int, folder: Path) -> dict[str, float]:
+def run_method(method: str, teacher: str, data: Path, steps: int | None, seed: int, folder: Path) -> dict[str, float]:
     """Train a small model to its end and evaluate its average; returns the value of each measure."""
     config, scores = settings(method, teacher, data, steps, seed), folder / "scores.json"
     if not scores.exists():
@@ -121,7 +121,7 @@ def main(
         for seed in seeds:
             for method in METHODS:
                 folder = out / f"{method}-seed-{seed}"
-                started[method, seed] = pool.submit(carry_out, method, teacher, data, steps, seed, folder)
+                started[method, seed] = pool.submit(run_method, method, teacher, data, steps, seed, folder)
         console = Console(width=max(Console().width, 120))  # a table of numbers is worth a long line
         large, run = load_vjepa(teacher)
         assert run is not None  # or `settings` has refused it

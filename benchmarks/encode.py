@@ -213,7 +213,7 @@ def main(
     for column in (
         "px",
         "precision",
-        "implementation",
+        "encoder",
         "s/batch",
         "CPU s",
         "speed",

@@ -58,13 +58,13 @@ STEPS = 2  # the first step creates the moments
 
 
 def resident(name: str) -> int:
-    """Bytes of this process that are in memory: VmRSS, or VmHWM, the most since the last reset."""
+    """Bytes of this process that are in memory: VmRSS, or VmHWM, the peak since the last reset."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{name}:")[1].split()[0]) * 1024
 
 
 def reset_peak() -> None:
-    """Let VmHWM restart from what is resident now."""
+    """Reset VmHWM to the current resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -90,14 +90,14 @@ def _some(tokens: int, length: int, count: int) -> torch.Tensor:
 
 
 def measure(config: TrainConfig, parallel: Parallel, rank: int, size: int, store: str, answer: Connection) -> None:
-    """One process: sends its bytes at the fullest moment of the last of `STEPS` steps, and those of its tensors."""
+    """One process: sends its peak bytes in the last of `STEPS` steps, and those of its tensors."""
     torch.set_num_threads(1)
     ctx = DistContext(CPU, rank, size)
     if size > 1:
         dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
-    # Whatever is loaded and set up at first use, and is no part of a run's size.
+    # Warm up: code and buffers that are loaded at first use are not part of a run's memory.
     small = replace(config, model=model_preset("vit-pico"), data=replace(config.data, image_size=64))
-    train_step(*real_run(small, parallel, beginner := DistContext(CPU, rank, size)), small, 0, beginner)
+    train_step(*real_run(small, parallel, warmup_ctx := DistContext(CPU, rank, size)), small, 0, warmup_ctx)
     gc.collect()
     before = resident("VmRSS")
     run = real_run(config, parallel, ctx)

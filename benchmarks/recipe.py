@@ -169,7 +169,7 @@ class Run:
 
     @property
     def scores(self) -> Path:
-        """The file that says that the run is done, and what it came to."""
+        """The file of results, which exists when the run is finished."""
         return self.folder / "scores.json"
 
     def config(self) -> TrainConfig:
@@ -201,7 +201,7 @@ class Run:
         return dataclasses.replace(base, **parts)
 
     def requested(self) -> dict[str, Any]:
-        """What its scores depend on, training apart: others are measured anew."""
+        """Settings that the scores depend on, besides training; if they change, the run is evaluated again."""
         size = self.size
         return {
             "data": str(self.data),
@@ -212,7 +212,7 @@ class Run:
         }
 
     def finished(self) -> dict[str, Any] | None:
-        """What it came to, if it is done.
+        """Results of the run, or None if it is not finished.
 
         Raises:
             TubeletError: if it was started with other settings.
@@ -230,7 +230,7 @@ class Run:
         return found if found["asked"] == self.requested() else None
 
 
-def carry_out(run: Run, evaluate_only: bool) -> None:
+def run_variant(run: Run, evaluate_only: bool) -> None:
     """Train a run to its end and evaluate its teacher, in a separate process, which logs to log.txt."""
     os.setpgrp()  # Ctrl-C reaches only the parent, which then asks all runs once to save and stop
     torch.set_num_threads(1)
@@ -255,14 +255,14 @@ def carry_out(run: Run, evaluate_only: bool) -> None:
     content = {
         "asked": run.requested(),
         "scores": {label: scores[label] for label in MEASURES},
-        "training": training_figures(run) if VARIANTS[run.name].trained else {},
+        "training": training_statistics(run) if VARIANTS[run.name].trained else {},
         "details": details,
     }
     write_atomically(run.scores, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def trained_teacher(run: Run, evaluate_only: bool, console: Console) -> Encoder:
-    """The teacher after all steps, trained if need be and allowed."""
+    """The teacher after all steps; trains the run if it is not finished and training is allowed."""
     last = f"step-{run.steps:09d}"
     if not any(path.stem == last for path in list_checkpoints(run.folder)):
         if evaluate_only:
@@ -276,10 +276,10 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def training_figures(run: Run) -> dict[str, float]:
+def training_statistics(run: Run) -> dict[str, float]:
     """Cost of a run, and final statistics of its teacher.
 
-    Seconds are those of its steps, data included, and of whatever else the machine did; operations depend on neither.
+    Seconds include data loading, and depend on the load of the machine; the number of operations does not.
     """
     config, rows = run.config(), rows_of(run)
     seconds = [config.batch_size / row["clips_per_s"] for row in rows]
@@ -304,8 +304,8 @@ def step_flops(config: TrainConfig) -> float:
     return float(counter.get_total_flops())
 
 
-def side_by_side(runs: Sequence[Run], jobs: int, evaluate_only: bool, console: Console) -> None:
-    """Carry out runs, so many at a time; when one fails or this process is stopped, the others save and stop.
+def run_parallel(runs: Sequence[Run], jobs: int, evaluate_only: bool, console: Console) -> None:
+    """Run several processes at a time; if one fails or this process is stopped, the others save and stop.
 
     Raises:
         TubeletError: if a run fails.
@@ -318,7 +318,7 @@ def side_by_side(runs: Sequence[Run], jobs: int, evaluate_only: bool, console: C
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
-                process = context.Process(target=carry_out, args=(run, evaluate_only), name=run.folder.name)
+                process = context.Process(target=run_variant, args=(run, evaluate_only), name=run.folder.name)
                 process.start()
                 running[process] = run
             connection.wait([process.sentinel for process in running])
@@ -337,7 +337,7 @@ def side_by_side(runs: Sequence[Run], jobs: int, evaluate_only: bool, console: C
 
 
 def hardware() -> str:
-    """What it ran on."""
+    """Description of the processor, its threads and the versions."""
     device = pick_device()
     if device.type == "cuda":
         return torch.cuda.get_device_name()
@@ -390,7 +390,7 @@ def main(
     ]
     pending = [run for run in runs if run.finished() is None or evaluate_only]
     console.print(f"{len(runs)} runs, {len(runs) - len(pending)} of them done before", highlight=False)
-    side_by_side(pending, jobs, evaluate_only, console)
+    run_parallel(pending, jobs, evaluate_only, console)
     found = {(run.name, run.seed): json.loads(run.scores.read_text()) for run in runs}
     names = [name for name in VARIANTS if name in variants]
     rows = [gather(name, VARIANTS[name].title, {seed: found[name, seed] for seed in seeds}) for name in names]

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.recipe_tasks import MEASURES
 
-CLAIM = ("e", "b")  # the first is to be better than the second
+CLAIM = ("e", "b")  # the first is expected to be better than the second
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Row:
         name, title: of the variant.
         seeds: of its runs.
         scores: measure -> value of each seed.
-        training: figure -> value of each seed; none for the random variant.
+        training: statistic -> value of each seed; none for the random variant.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Row:
 
 
 def gather(name: str, title: str, found: Mapping[int, dict[str, Any]]) -> Row:
-    """A variant's row from what its runs came to, by seed."""
+    """The row of a variant from the results of its runs, by seed."""
     contents = list(found.values())
     training = [content["training"] for content in contents]
     return Row(

@@ -47,7 +47,7 @@ class Query:
 
 
 def choose_queries(truths: dict[str, ClipTruth], at_s: float, count: int) -> list[Query]:
-    """Objects of all classes in turn, at one moment of their videos."""
+    """Objects of all classes in turn, at a given time of their videos."""
     found: dict[int, list[Query]] = {}
     for path, truth in truths.items():
         frame = round(at_s * FPS)
@@ -65,13 +65,13 @@ def choose_queries(truths: dict[str, ClipTruth], at_s: float, count: int) -> lis
     return turns[:count]
 
 
-def shows(truth: ClipTruth, hit: Hit, label: int) -> bool:
-    """Whether a clip shows an object of a class."""
+def contains_class(truth: ClipTruth, hit: Hit, label: int) -> bool:
+    """Whether a clip contains an object of a class."""
     first, last = round(hit.start_s * FPS), round(hit.end_s * FPS)
     return bool((truth.classes[first : last + 1] == label).sum((1, 2)).max() >= LEAST_PIXELS)
 
 
-def is_right(truth: ClipTruth, hit: Hit, label: int) -> bool:
+def is_correct(truth: ClipTruth, hit: Hit, label: int) -> bool:
     """Whether the middle of a result's box is an object of a class."""
     assert hit.time_s is not None and hit.box is not None
     classes = truth.classes[min(round(hit.time_s * FPS), len(truth.classes) - 1)]
@@ -80,7 +80,7 @@ def is_right(truth: ClipTruth, hit: Hit, label: int) -> bool:
 
 
 def average_precision(right: NDArray[np.bool_], positives: int) -> float:
-    """Average precision of a ranking of which some are right, of so many that could be."""
+    """Average precision of a ranking, given its correct entries and the number of positives."""
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     return float(precision[right].sum() / max(1, positives))
 
@@ -93,9 +93,9 @@ def measure(table: Path, model: Backbone, queries: list[Query], truths: dict[str
         places = search(table, query.path, everything, model, query.at_s, query.box)
         clips = search(table, query.path, everything, model, query.at_s)
         places, clips = ([hit for hit in hits if hit.path != str(query.path)] for hits in (places, clips))
-        present = np.array([shows(truths[hit.path], hit, query.label) for hit in places])
-        right = np.array([is_right(truths[hit.path], hit, query.label) for hit in places])
-        pooled = np.array([shows(truths[hit.path], hit, query.label) for hit in clips])
+        present = np.array([contains_class(truths[hit.path], hit, query.label) for hit in places])
+        right = np.array([is_correct(truths[hit.path], hit, query.label) for hit in places])
+        pooled = np.array([contains_class(truths[hit.path], hit, query.label) for hit in clips])
         positives = int(present.sum())
         row = [average_precision(right, positives), right[:10].mean()]
         rows.append([*row, *(average_precision(each, positives) for each in (present, pooled)), present.mean()])

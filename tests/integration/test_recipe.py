@@ -41,7 +41,7 @@ def test_two_variants_end_to_end_then_nothing_is_done_twice_and_other_settings_a
     assert page.count('class="chart"') == 4
     assert page.count('class="seed"') == 2 * len(MEASURES)
 
-    monkeypatch.setattr(recipe, "carry_out", None)  # nothing may be started again
+    monkeypatch.setattr(recipe, "run_variant", None)  # nothing may be started again
     main(**arguments)
     assert "2 runs, 2 of them done before" in capsys.readouterr().out
     with pytest.raises(TubeletError, match=r"started with other settings .*steps: 2 -> 3"):
