@@ -337,7 +337,7 @@ def run_parallel(runs: Sequence[Run], jobs: int, evaluate_only: bool, console: C
 
 
 def hardware() -> str:
-    """Description of the processor, its threads and the versions."""
+    """Name of the GPU, or name and number of cores of the processor."""
     device = pick_device()
     if device.type == "cuda":
         return torch.cuda.get_device_name()
