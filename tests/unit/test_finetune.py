@@ -239,6 +239,19 @@ def linear_network():
     return network
 
 
+@pytest.fixture
+def decoded_once(monkeypatch):
+    """Clips that every epoch crops anew are read from their files in the first one only."""
+    read, frames = AugmentedClips._read, {}
+
+    def read_once(clips, clip):
+        if (key := (clip.path, clip.number)) not in frames:
+            frames[key] = read(clips, clip)
+        return frames[key]
+
+    monkeypatch.setattr(AugmentedClips, "_read", read_once)
+
+
 def accuracy(fit, logits):
     truth = fit.targets[torch.from_numpy(fit.held_out)].argmax(-1)
     return float((logits.argmax(-1) == truth).float().mean())
@@ -246,7 +259,9 @@ def accuracy(fit, logits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("finetuned", "lr"), [("lora", 1e-2), ("full", 3e-3)])
-def test_a_trained_encoder_learns_what_features_of_the_frozen_one_do_not_show(finetuned, lr, table, tmp_path):
+def test_a_trained_encoder_learns_what_features_of_the_frozen_one_do_not_show(
+    finetuned, lr, table, tmp_path, decoded_once
+):
     context = context_for(table, tmp_path, finetune=finetuned, finetune_lr=lr, finetune_epochs=24)
     frozen = fit_clips(context, class_objective(), ("linear",))
     tuned, weights = finetune_clips(context, class_objective(), frozen, finetune_recipe(context.config))
