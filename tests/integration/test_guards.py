@@ -132,7 +132,7 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_and_is_counted(media, t
 def test_too_many_skipped_steps_in_a_row_stop_the_run_and_keep_the_last_checkpoint(media, tmp_path, monkeypatch):
     poison(monkeypatch, 4, *range(7, 21))
     config, run = tiny_config(media, guards=GuardConfig(max_skipped=3)), tmp_path / "run"
-    with pytest.raises(TubeletError, match=r"not finite in 3 steps in a row, the last of them step 9, .*--max-skipped"):
+    with pytest.raises(TubeletError, match=r"not finite in 3 steps in a row, the last being step 9, .*--max-skipped"):
         train_quietly(config, run)
     assert [path.stem for path in list_checkpoints(run)] == ["step-000000005"]
     read_checkpoint(list_checkpoints(run)[-1])
@@ -148,7 +148,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step(media, tmp_path, monkeypat
 
     monkeypatch.setattr(step_module, "backpropagate", with_a_wrong_gradient)
     run = tmp_path / "run"
-    with pytest.raises(TubeletError, match="in 10 steps in a row, the last of them step 10"):
+    with pytest.raises(TubeletError, match="in 10 steps in a row, the last being step 10"):
         train_quietly(tiny_config(media), run)
     assert all(math.isfinite(row["loss"]) for row in rows(run))
 
