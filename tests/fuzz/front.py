@@ -203,7 +203,7 @@ def _json_lines(path: Path, _: int) -> None:
     for name in ("metrics", "alerts", "bad_files"):
         if path.stem not in (name, "rows"):
             (path.parent / f"{name}.jsonl").write_text("")
-    config = TrainConfig(data=DataConfig(sources=("films",)))
+    config = TrainConfig(data=DataConfig(sources=("videos",)))
     run, past, watch = RunDirectory(path.parent, config, resume=True), LossHistory(), CollapseDetector(8)
     rows = [row for row, _ in read_metrics(path.parent)]
     run.restore(10**6, lambda row: (past.add(row), watch.observe(row)))

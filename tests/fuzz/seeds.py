@@ -89,9 +89,11 @@ def _manifests(folder: Path) -> None:
 
 
 def _configs(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps(to_dict(TrainConfig(data=DataConfig(sources=("films",)))), indent=1))
+    (folder / "config.json").write_text(
+        json.dumps(to_dict(TrainConfig(data=DataConfig(sources=("videos",)))), indent=1)
+    )
     (folder / "run.yaml").write_text(
-        "model: vit-pico\nsteps: 9\ndata:\n  sources: [films]\n  fps: 4\noptim: {lr: 1e-4}\n"
+        "model: vit-pico\nsteps: 9\ndata:\n  sources: [videos]\n  fps: 4\noptim: {lr: 1e-4}\n"
     )
 
 
@@ -112,12 +114,12 @@ def _released(folder: Path) -> None:
 
 
 def _indices(folder: Path) -> None:
-    films = folder.parent / "films"
-    films.mkdir()
-    write_video(films / "a.mp4", frames=24, size=32)
-    write_image(films / "b.png", size=32)
+    videos = folder.parent / "videos"
+    videos.mkdir()
+    write_video(videos / "a.mp4", frames=24, size=32)
+    write_image(videos / "b.png", size=32)
     out = folder.parent / "shards"
-    write_shards([str(films)], out, ShardConfig(size=16, fps=6, segment_s=1), workers=1)
+    write_shards([str(videos)], out, ShardConfig(size=16, fps=6, segment_s=1), workers=1)
     for name in ("index.jsonl", "shard-000000.tar"):
         (out / name).rename(folder / name)
 

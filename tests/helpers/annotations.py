@@ -51,9 +51,9 @@ BORIS = {
 BORIS_EVENTS = (
     "Observation id\tObservation date\tDescription\tMedia file\tTotal length\tFPS\tSubject\tBehavior\t"
     "Behavioral category\tModifiers\tBehavior type\tStart (s)\tStop (s)\tDuration (s)\n"
-    "one\t2024-01-15\t\tplayer #1:C:\\films\\a.mp4\t30.0\t25.0\ts1\tsleep\t\t\tSTATE\t1.0\t5.0\t4.0\n"
-    "one\t2024-01-15\t\tplayer #1:C:\\films\\a.mp4\t30.0\t25.0\ts1\tpeck\t\t\tPOINT\t10.0\t10.0\tNA\n"
-    "one\t2024-01-15\t\tplayer #1:C:\\films\\a.mp4\t30.0\t25.0\ts1\tsleep\t\t\tSTATE\t1.0\tNA\t4.0\n"
+    "one\t2024-01-15\t\tplayer #1:C:\\videos\\a.mp4\t30.0\t25.0\ts1\tsleep\t\t\tSTATE\t1.0\t5.0\t4.0\n"
+    "one\t2024-01-15\t\tplayer #1:C:\\videos\\a.mp4\t30.0\t25.0\ts1\tpeck\t\t\tPOINT\t10.0\t10.0\tNA\n"
+    "one\t2024-01-15\t\tplayer #1:C:\\videos\\a.mp4\t30.0\t25.0\ts1\tsleep\t\t\tSTATE\t1.0\tNA\t4.0\n"
 )
 
 ELAN = """<?xml version="1.0" encoding="UTF-8"?>
@@ -61,9 +61,9 @@ ELAN = """<?xml version="1.0" encoding="UTF-8"?>
     xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"
     xsi:noNamespaceSchemaLocation="http://www.mpi.nl/tools/elan/EAFv3.0.xsd">
   <HEADER MEDIA_FILE="" TIME_UNITS="milliseconds">
-    <MEDIA_DESCRIPTOR MEDIA_URL="file:///D:/films/a%20b.mp4" MIME_TYPE="video/mp4" RELATIVE_MEDIA_URL="./a%20b.mp4"
+    <MEDIA_DESCRIPTOR MEDIA_URL="file:///D:/videos/a%20b.mp4" MIME_TYPE="video/mp4" RELATIVE_MEDIA_URL="./a%20b.mp4"
       TIME_ORIGIN="500"/>
-    <MEDIA_DESCRIPTOR MEDIA_URL="file:///D:/films/a.wav" MIME_TYPE="audio/x-wav" RELATIVE_MEDIA_URL="./a.wav"/>
+    <MEDIA_DESCRIPTOR MEDIA_URL="file:///D:/videos/a.wav" MIME_TYPE="audio/x-wav" RELATIVE_MEDIA_URL="./a.wav"/>
   </HEADER>
   <TIME_ORDER>
     <TIME_SLOT TIME_SLOT_ID="ts1" TIME_VALUE="1000"/><TIME_SLOT TIME_SLOT_ID="ts2"/>
@@ -118,7 +118,7 @@ LABEL_STUDIO = [
     },
     {
         "id": 2,
-        "data": {"video": "/data/local-files/?d=films/b.mp4", "fps": 10},
+        "data": {"video": "/data/local-files/?d=videos/b.mp4", "fps": 10},
         "annotations": [
             {"result": [_TIMELINE, _result("labels", start=1.5, end=2.25, labels=["Speech"], channel=0)]},
         ],

@@ -104,7 +104,7 @@ def test_a_source_without_media_is_an_error(tmp_path):
 
 
 def test_a_run_that_meets_too_many_bad_files_keeps_its_steps_and_continues_when_more_may_be(tmp_path, monkeypatch):
-    folder, run = tmp_path / "films", tmp_path / "run"
+    folder, run = tmp_path / "videos", tmp_path / "run"
     folder.mkdir()
     for i in range(8):
         write_video(folder / f"{i}.mp4")
@@ -121,7 +121,7 @@ def test_a_run_that_meets_too_many_bad_files_keeps_its_steps_and_continues_when_
 
 
 def test_files_that_were_mended_do_not_count_when_a_run_continues(tmp_path):
-    folder, run = tmp_path / "films", tmp_path / "run"
+    folder, run = tmp_path / "videos", tmp_path / "run"
     folder.mkdir()
     for i in range(5):
         write_video(folder / f"{i}.mp4")

@@ -44,8 +44,8 @@ SMALL = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0)
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
     for i in range(5):
         write_video(folder / f"{i}.mp4", frames=24)
         Image.fromarray(indexed_image(40 * i)).save(folder / f"{i}.png")
@@ -53,9 +53,9 @@ def films(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(films, tmp_path_factory):
+def run(videos, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "run"
-    train_quietly(tiny_config(films, steps=2), run)
+    train_quietly(tiny_config(videos, steps=2), run)
     return run
 
 
@@ -65,9 +65,9 @@ def model(run):
 
 
 @pytest.fixture(scope="module")
-def table(films, run, model, tmp_path_factory):
+def table(videos, run, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("tables") / "table"
-    made = embed_collection(model, [str(films)], out, SMALL, str(run))
+    made = embed_collection(model, [str(videos)], out, SMALL, str(run))
     assert (made.files, made.bad, made.before, made.short) == (10, 0, 0, 0)
     return out
 
@@ -76,13 +76,12 @@ def rows(out):
     return pd.concat([pd.read_parquet(part) for part in parts(out)], ignore_index=True)
 
 
-def test_each_clip_of_each_file_has_one_row(films, model, table):
+def test_each_clip_of_each_file_has_one_row(videos, model, table):
     found = rows(table)
     assert not found.duplicated(["path", "clip_index"]).any()
     assert found.groupby("path").size().equals(found.groupby("path")["clips"].first().astype("int64"))
-    assert set(found["path"]) == {str(path.resolve()) for path in films.iterdir()}
-    videos = found[found["modality"] == "video"]
-    assert (videos.groupby("path").size() > 1).all()
+    assert set(found["path"]) == {str(path.resolve()) for path in videos.iterdir()}
+    assert (found[found["modality"] == "video"].groupby("path").size() > 1).all()
     assert set(found["model_id"]) == {model.model_id}
 
 
@@ -95,9 +94,9 @@ def test_a_row_holds_what_encoding_its_clip_gives(model, table):
         np.testing.assert_allclose(row.times, features.times[0].numpy(), atol=1e-6)
 
 
-def test_dense_rows_hold_all_tokens_of_all_levels_and_images_and_videos_share_a_table(films, model, tmp_path):
+def test_dense_rows_hold_all_tokens_of_all_levels_and_images_and_videos_share_a_table(videos, model, tmp_path):
     config = EmbedConfig(image_size=32, frames=4, fps=12, workers=0, dense=True, all_levels=True)
-    embed_collection(model, [str(films / "0.mp4"), str(films / "0.png")], tmp_path / "table", config)
+    embed_collection(model, [str(videos / "0.mp4"), str(videos / "0.png")], tmp_path / "table", config)
     for row in rows(tmp_path / "table").itertuples():
         start = None if row.modality == "image" else row.start_s
         features = model.encode(row.path, resize=32, frames=4, fps=12, start=start)
@@ -124,9 +123,9 @@ def write_a_part_a_clip():
 
 
 @pytest.mark.slow
-def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
+def test_killed_twice_it_ends_with_every_row_once(videos, run, table, tmp_path):
     out = tmp_path / "table"
-    words = f"embed {films} --model {run} --out {out} --image-size 32 --frames 4 --fps 12 --batch-size 1".split()
+    words = f"embed {videos} --model {run} --out {out} --image-size 32 --frames 4 --fps 12 --batch-size 1".split()
     for _ in range(2):
         process = start_tubelet(words, tmp_path / "log", prepare=write_a_part_a_clip)
         before, deadline = len(parts(out)), time.monotonic() + 300
@@ -149,11 +148,11 @@ def test_killed_twice_it_ends_with_every_row_once(films, run, table, tmp_path):
     assert "0 new files (0 clips), 10 unchanged\n" in again.stdout
 
 
-def test_a_bad_file_costs_only_itself_and_too_many_stop_the_command(films, model, tmp_path, caplog):
+def test_a_bad_file_costs_only_itself_and_too_many_stop_the_command(videos, model, tmp_path, caplog):
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "x.mp4").write_bytes(b"not a film")
+    (tmp_path / "bad" / "x.mp4").write_bytes(b"not a video")
     lenient = EmbedConfig(image_size=32, frames=4, fps=12, workers=0, max_failed_fraction=0.2)
-    sources = [str(films), str(tmp_path / "bad")]
+    sources = [str(videos), str(tmp_path / "bad")]
     made = embed_collection(model, sources, tmp_path / "table", lenient)
     named = [record.args[0] for record in caplog.records if record.msg == "bad file %s"]
     assert (made.bad, made.files, [Path(file.path).name for file in named]) == (1, 11, ["x.mp4"])
@@ -162,7 +161,7 @@ def test_a_bad_file_costs_only_itself_and_too_many_stop_the_command(films, model
         embed_collection(model, [str(tmp_path / "bad")], tmp_path / "other", SMALL)
 
 
-def test_a_video_that_breaks_half_way_leaves_no_rows_and_is_counted(films, model, tmp_path):
+def test_a_video_that_breaks_half_way_leaves_no_rows_and_is_counted(videos, model, tmp_path):
     write_video(tmp_path / "0.mp4", frames=96)
     data = bytearray((tmp_path / "0.mp4").read_bytes())
     middle = len(data) * 7 // 10
@@ -173,13 +172,13 @@ def test_a_video_that_breaks_half_way_leaves_no_rows_and_is_counted(films, model
     clips = CollectionClips(media, NativeClip(32, 4, 12.0), lenient, vit_pico(), {})
     assert sum(len(batch.rows) for batch in clips) > 1  # so much of it can be read
     for _ in range(2):
-        made = embed_collection(model, [str(films / "1.mp4"), str(tmp_path / "0.mp4")], tmp_path / "table", lenient)
+        made = embed_collection(model, [str(videos / "1.mp4"), str(tmp_path / "0.mp4")], tmp_path / "table", lenient)
         assert (made.bad, made.truncated) == (1, 1)
-        assert set(rows(tmp_path / "table")["path"]) == {str((films / "1.mp4").resolve())}
+        assert set(rows(tmp_path / "table")["path"]) == {str((videos / "1.mp4").resolve())}
 
 
 def test_the_rows_of_a_file_that_changed_are_made_anew(model, tmp_path):
-    folder, table = tmp_path / "films", tmp_path / "table"
+    folder, table = tmp_path / "videos", tmp_path / "table"
     folder.mkdir()
     for i in range(2):
         Image.fromarray(indexed_image(40 * i)).save(folder / f"{i}.png")
@@ -195,9 +194,9 @@ def test_the_rows_of_a_file_that_changed_are_made_anew(model, tmp_path):
     assert (made.rows, made.changed) == (0, 0)
 
 
-def test_rows_of_files_that_no_longer_exist_are_counted_and_removed_on_demand(films, run, model, tmp_path, capsys):
-    folder, table = tmp_path / "films", tmp_path / "table"
-    shutil.copytree(films, folder, ignore=shutil.ignore_patterns("*.mp4"))
+def test_rows_of_files_that_no_longer_exist_are_counted_and_removed_on_demand(videos, run, model, tmp_path, capsys):
+    folder, table = tmp_path / "videos", tmp_path / "table"
+    shutil.copytree(videos, folder, ignore=shutil.ignore_patterns("*.mp4"))
     embed_collection(model, [str(folder)], table, SMALL)
     made = embed_collection(model, [str(folder / "0.png")], table, SMALL)
     assert (made.gone, made.before) == (0, 1)  # those of other sources are there
@@ -229,7 +228,7 @@ def test_a_table_of_the_format_before_is_read_and_continued_in_todays(tmp_path):
 
 
 def test_a_name_that_is_not_utf_8_is_embedded_once_and_can_be_found(model, tmp_path):
-    folder, table = tmp_path / "films", tmp_path / "table"
+    folder, table = tmp_path / "videos", tmp_path / "table"
     folder.mkdir()
     name = os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png")
     try:
@@ -242,7 +241,7 @@ def test_a_name_that_is_not_utf_8_is_embedded_once_and_can_be_found(model, tmp_p
     assert hit.path.endswith("caf\\udce9.png")
 
 
-def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(films, model, tmp_path):
+def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(videos, model, tmp_path):
     strangers = set(psutil.Process().children())
 
     def kill(done, total):
@@ -251,15 +250,15 @@ def test_a_decoding_process_that_dies_is_one_sentence_and_costs_no_row(films, mo
 
     one_by_one = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=1, workers=1)
     with pytest.raises(TubeletError, match=r"a worker process ended unexpectedly \(ended by SIGKILL\)"):
-        embed_collection(model, [str(films)], tmp_path / "table", one_by_one, progress=kill)
+        embed_collection(model, [str(videos)], tmp_path / "table", one_by_one, progress=kill)
     before = len(rows(tmp_path / "table"))
     assert before > 0
-    made = embed_collection(model, [str(films)], tmp_path / "table", SMALL)
+    made = embed_collection(model, [str(videos)], tmp_path / "table", SMALL)
     found = rows(tmp_path / "table")
     assert len(found) == before + made.rows and not found.duplicated(["path", "clip_index"]).any()
 
 
-def test_a_file_that_crashes_its_decoder_is_named(films, model, tmp_path, monkeypatch):
+def test_a_file_that_crashes_its_decoder_is_named(videos, model, tmp_path, monkeypatch):
     class Crashing(Video):
         def __init__(self, media, **options):
             if Path(media).name == "1.mp4":
@@ -272,10 +271,10 @@ def test_a_file_that_crashes_its_decoder_is_named(films, model, tmp_path, monkey
         TubeletError,
         match=r"unexpectedly \(ended by SIGSEGV\) while reading \S+1\.mp4: the decoder crashed on this file",
     ):
-        embed_collection(model, [str(films)], tmp_path / "table", config)
+        embed_collection(model, [str(videos)], tmp_path / "table", config)
 
 
-def test_what_was_computed_is_kept_when_the_command_fails(films, model, tmp_path, monkeypatch):
+def test_what_was_computed_is_kept_when_the_command_fails(videos, model, tmp_path, monkeypatch):
     calls = []
 
     def failing(*arguments):
@@ -287,17 +286,17 @@ def test_what_was_computed_is_kept_when_the_command_fails(films, model, tmp_path
     make_rows = collection._rows
     monkeypatch.setattr(collection, "_rows", failing)
     with pytest.raises(KeyboardInterrupt):
-        embed_collection(model, [str(films)], tmp_path / "table", SMALL)
+        embed_collection(model, [str(videos)], tmp_path / "table", SMALL)
     assert len(rows(tmp_path / "table")) == 8
 
 
-def test_other_settings_another_writer_and_a_foreign_folder_are_refused(films, model, table, tmp_path):
+def test_other_settings_another_writer_and_a_foreign_folder_are_refused(videos, model, table, tmp_path):
     with pytest.raises(TubeletError, match=r"with other settings \(image_size: 32 -> 48"):
-        embed_collection(model, [str(films)], table, EmbedConfig(image_size=48, frames=4, fps=12, workers=0))
+        embed_collection(model, [str(videos)], table, EmbedConfig(image_size=48, frames=4, fps=12, workers=0))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
     with pytest.raises(TubeletError, match="contains other files"):
-        embed_collection(model, [str(films)], tmp_path / "mine", SMALL)
+        embed_collection(model, [str(videos)], tmp_path / "mine", SMALL)
     with (
         directory_lock(table),
         pytest.raises(TubeletError, match="another process is writing"),
@@ -306,13 +305,13 @@ def test_other_settings_another_writer_and_a_foreign_folder_are_refused(films, m
         pass
 
 
-def test_a_table_that_was_killed_before_its_settings_were_written_is_started_anew(films, model, tmp_path):
+def test_a_table_that_was_killed_before_its_settings_were_written_is_started_anew(videos, model, tmp_path):
     out = tmp_path / "table"
     out.mkdir()
     (out / "_settings.json.partial").write_text('{"format"')
     (out / ".lock").touch()
-    assert embed_collection(model, [str(films / "0.png")], out, SMALL).rows == 1
-    assert search(out, films / "0.png", model=model)[0].path.endswith("0.png")
+    assert embed_collection(model, [str(videos / "0.png")], out, SMALL).rows == 1
+    assert search(out, videos / "0.png", model=model)[0].path.endswith("0.png")
 
 
 @pytest.mark.parametrize(
@@ -324,19 +323,19 @@ def test_a_table_that_was_killed_before_its_settings_were_written_is_started_ane
         ('{"format": 99}', "its format is 99, this version reads .*; install the version that wrote it"),
     ],
 )
-def test_settings_of_something_else_are_one_clear_sentence(films, model, tmp_path, settings, words):
+def test_settings_of_something_else_are_one_clear_sentence(videos, model, tmp_path, settings, words):
     (tmp_path / "_settings.json").write_text(settings)
     (tmp_path / "part-000000.parquet").touch()
     with pytest.raises(TubeletError, match=words):
-        search(tmp_path, films / "2.png", model=model)
+        search(tmp_path, videos / "2.png", model=model)
 
 
-def test_a_model_that_was_trained_further_does_not_continue_its_table(films, model, tmp_path):
-    embed_collection(model, [str(films / "0.png")], tmp_path / "table", SMALL)
+def test_a_model_that_was_trained_further_does_not_continue_its_table(videos, model, tmp_path):
+    embed_collection(model, [str(videos / "0.png")], tmp_path / "table", SMALL)
     tuned = copy.deepcopy(model)
     tuned.blocks[0].mlp.fc1.weight.mul_(2)
     with pytest.raises(TubeletError, match=r"with other settings \(weights: "):
-        embed_collection(tuned, [str(films)], tmp_path / "table", SMALL)
+        embed_collection(tuned, [str(videos)], tmp_path / "table", SMALL)
 
 
 def test_a_full_disk_is_named_and_leaves_no_half_of_a_part(tmp_path, monkeypatch):
@@ -352,35 +351,35 @@ def test_a_full_disk_is_named_and_leaves_no_half_of_a_part(tmp_path, monkeypatch
     assert [path.name for path in (tmp_path / "table").iterdir()] == ["_settings.json"]
 
 
-def test_the_nearest_clip_to_a_file_is_its_own(films, table, run):
+def test_the_nearest_clip_to_a_file_is_its_own(videos, table, run):
     for name in ("2.png", "3.png"):
-        hits = search(table, films / name, top=3)
+        hits = search(table, videos / name, top=3)
         assert len(hits) == 3
-        assert hits[0].path == str((films / name).resolve())
+        assert hits[0].path == str((videos / name).resolve())
         assert hits[0].similarity >= hits[1].similarity >= hits[2].similarity
-    done = run_tubelet("search", table, films / "2.png", "--top", "2")
+    done = run_tubelet("search", table, videos / "2.png", "--top", "2")
     assert "2.png" in done.stdout.replace("\n", "")
 
 
-def test_a_table_is_continued_and_searched_by_a_model_that_moved(films, run, table, tmp_path):
+def test_a_table_is_continued_and_searched_by_a_model_that_moved(videos, run, table, tmp_path):
     shutil.copytree(run, tmp_path / "moved")
     moved = load(tmp_path / "moved", device="cpu")
-    assert search(table, films / "2.png", model=moved)[0].path.endswith("2.png")
-    assert embed_collection(moved, [str(films)], table, SMALL, "elsewhere").rows == 0
+    assert search(table, videos / "2.png", model=moved)[0].path.endswith("2.png")
+    assert embed_collection(moved, [str(videos)], table, SMALL, "elsewhere").rows == 0
 
 
-def test_a_table_is_searched_only_by_the_model_that_made_it(films, table, model, tmp_path):
-    train_quietly(tiny_config(films, steps=1, seed=1), tmp_path / "other")
+def test_a_table_is_searched_only_by_the_model_that_made_it(videos, table, model, tmp_path):
+    train_quietly(tiny_config(videos, steps=1, seed=1), tmp_path / "other")
     other = load(tmp_path / "other", device="cpu")
     with pytest.raises(TubeletError, match="pass the model of the table with --model"):
-        search(table, films / "2.png", model=other)
+        search(table, videos / "2.png", model=other)
     with pytest.raises(TubeletError, match="not a table of features"):
-        search(tmp_path, films / "2.png", model=model)
+        search(tmp_path, videos / "2.png", model=model)
 
 
-def test_clips_are_by_default_those_that_a_run_was_trained_at(films, run, tmp_path, monkeypatch, capsys):
+def test_clips_are_by_default_those_that_a_run_was_trained_at(videos, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        sys, "argv", ["tubelet", "embed", str(films), "--model", str(run), "--out", str(tmp_path / "t")]
+        sys, "argv", ["tubelet", "embed", str(videos), "--model", str(run), "--out", str(tmp_path / "t")]
     )
     main()
     settings = json.loads((tmp_path / "t" / "_settings.json").read_text())

@@ -24,23 +24,23 @@ from tubelet.embed.collection import embed_collection
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.pretrained.load import load
 
-URL = "s3://bucket/films"
+URL = "s3://bucket/videos"
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films").resolve()
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos").resolve()
     for i in range(4):
         write_video(folder / f"{i}.mp4", frames=24)
         write_image(folder / f"{i}.png", index=i)
-    (folder / "notes.txt").write_text("no film")
+    (folder / "notes.txt").write_text("no video")
     (folder / ".hidden.mp4").touch()
     (folder / "list.csv").write_text("path\n0.mp4\n1.mp4\n3.png\n")
     return folder
 
 
 @pytest.fixture(scope="module")
-def network(films):
+def network(videos):
     with serve() as network, pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "AWS_ENDPOINT_URL": network.url,
@@ -55,7 +55,7 @@ def network(films):
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         files = fsspec.filesystem("s3")
         files.makedirs("bucket", exist_ok=True)  # a slow answer makes the client ask twice
-        files.put(str(films) + "/", "bucket/films/", recursive=True)
+        files.put(str(videos) + "/", "bucket/videos/", recursive=True)
         yield network
         fsspec.get_filesystem_class("s3").clear_instance_cache()
 
@@ -67,7 +67,7 @@ def impatient(monkeypatch, network):
     network.disturb(lambda number: None)
 
 
-def test_folders_globs_files_and_manifests_are_found_by_url(films):
+def test_folders_globs_files_and_manifests_are_found_by_url(videos):
     folder = list_media([URL + "/"])
     assert folder.videos == [f"{URL}/{i}.mp4" for i in range(4)]
     assert folder.images == [f"{URL}/{i}.png" for i in range(4)]
@@ -80,7 +80,7 @@ def test_folders_globs_files_and_manifests_are_found_by_url(films):
     assert (listed.videos, listed.images) == ([f"{URL}/0.mp4", f"{URL}/1.mp4"], [f"{URL}/3.png"])
 
 
-def test_a_local_manifest_may_list_urls_that_are_allowed(films, tmp_path):
+def test_a_local_manifest_may_list_urls_that_are_allowed(videos, tmp_path):
     manifest = tmp_path / "list.jsonl"
     manifest.write_text(json.dumps({"path": f"{URL}/0.mp4"}) + "\n")
     with pytest.raises(TubeletError, match=r"line 1: s3://bucket.*add --allow-path s3://bucket$"):
@@ -88,17 +88,17 @@ def test_a_local_manifest_may_list_urls_that_are_allowed(films, tmp_path):
     assert list_media([str(manifest)], ["s3://bucket"]).videos == [f"{URL}/0.mp4"]
 
 
-def test_a_url_without_files_is_an_error(films):
+def test_a_url_without_files_is_an_error(videos):
     for url, words in (("s3://bucket/void", "no such file"), ("s3://bucket/*.mkv", "nothing matches")):
         with pytest.raises(TubeletError, match=words):
             list_media([url])
 
 
 @pytest.mark.parametrize("fault", ["error", "slow", "cut"])
-def test_a_network_that_fails_now_and_then_delivers_the_same_frames(fault, films, network):
+def test_a_network_that_fails_now_and_then_delivers_the_same_frames(fault, videos, network):
     network.disturb(lambda number: fault if number in (1, 2, 4) else None)
-    assert read_frames(f"{URL}/0.mp4").pixels.equal(read_frames(films / "0.mp4").pixels)
-    assert read_image(f"{URL}/0.png").equal(read_image(films / "0.png"))
+    assert read_frames(f"{URL}/0.mp4").pixels.equal(read_frames(videos / "0.mp4").pixels)
+    assert read_image(f"{URL}/0.png").equal(read_image(videos / "0.png"))
     assert network.faults >= 2
 
 
@@ -113,18 +113,18 @@ def test_storage_that_stays_away_is_tried_five_times_and_stops_the_run_without_a
     assert step.bad == [] and "cannot be read" in step.failure
 
 
-def test_a_single_object_that_is_missing_is_a_bad_file(films, network, tmp_path):
+def test_a_single_object_that_is_missing_is_a_bad_file(videos, network, tmp_path):
     media = list_media([URL])
     manifest = tmp_path / "list.csv"
-    manifest.write_text("".join(f"{url}\n" for url in [*media.videos, "s3://bucket/films/gone.mp4"]))
+    manifest.write_text("".join(f"{url}\n" for url in [*media.videos, "s3://bucket/videos/gone.mp4"]))
     config = tiny_config(manifest, steps=5, data={"allow_path": ("s3://bucket",), "max_failed_fraction": 0.5})
     train_quietly(config, tmp_path / "run")
     named = [json.loads(line) for line in (tmp_path / "run" / "bad_files.jsonl").open()]
     assert named == [{"path": f"{URL}/gone.mp4", "reason": "does not exist"}]
 
 
-def test_a_run_from_a_bucket_in_worker_processes_has_the_losses_of_one_from_the_folder(films, network, tmp_path):
-    train_quietly(tiny_config(films, steps=4), tmp_path / "near")
+def test_a_run_from_a_bucket_in_worker_processes_has_the_losses_of_one_from_the_folder(videos, network, tmp_path):
+    train_quietly(tiny_config(videos, steps=4), tmp_path / "near")
     # The parent has listed the bucket when its workers are forked. Workers race for the numbers, and only a read can be
     # cut: of some 37 requests five are refused whatever their order, and some of the reads end in their middle.
     network.disturb(lambda number: "error" if number % 7 == 3 else "cut" if number % 5 == 0 else None)
@@ -135,28 +135,28 @@ def test_a_run_from_a_bucket_in_worker_processes_has_the_losses_of_one_from_the_
         assert far["bad_files"] == 0
 
 
-def test_shards_and_features_of_a_bucket_are_those_of_the_folder(films, network, tmp_path):
+def test_shards_and_features_of_a_bucket_are_those_of_the_folder(videos, network, tmp_path):
     recipe = ShardConfig(size=32, fps=6, segment_s=1)
     made = write_shards([URL], tmp_path / "far", recipe, workers=1)
-    near = write_shards([str(films)], tmp_path / "near", recipe, workers=1)
+    near = write_shards([str(videos)], tmp_path / "near", recipe, workers=1)
     assert (made.videos, made.images, made.size) == (near.videos, near.images, near.size)
     fsspec.filesystem("s3").put(str(tmp_path / "far") + "/", "bucket/v1.0/", recursive=True)
     assert len(list_media(["s3://bucket/v1.0"]).shards[0].members) == near.videos + near.images
-    train_quietly(tiny_config(films, steps=1), tmp_path / "run")
+    train_quietly(tiny_config(videos, steps=1), tmp_path / "run")
     model = load(tmp_path / "run", device="cpu")
     config = EmbedConfig(image_size=32, frames=4, fps=12, batch_size=4, workers=0)
     tables = []
-    for name, source in (("a", URL), ("b", str(films))):
+    for name, source in (("a", URL), ("b", str(videos))):
         embed_collection(model, [source], tmp_path / name, config)
         tables.append(pd.concat([pd.read_parquet(part) for part in parts(tmp_path / name)], ignore_index=True))
-    assert list(tables[0]["path"]) == [path.replace(str(films), URL) for path in tables[1]["path"]]
+    assert list(tables[0]["path"]) == [path.replace(str(videos), URL) for path in tables[1]["path"]]
     for far, near_row in zip(tables[0]["pooled"], tables[1]["pooled"], strict=True):
         assert torch.equal(torch.from_numpy(far.copy()), torch.from_numpy(near_row.copy()))
 
 
-def test_features_stop_with_one_sentence_where_storage_stays_away(films, network, monkeypatch, tmp_path):
+def test_features_stop_with_one_sentence_where_storage_stays_away(videos, network, monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.4)
-    train_quietly(tiny_config(films, steps=1), tmp_path / "run")
+    train_quietly(tiny_config(videos, steps=1), tmp_path / "run")
     config = EmbedConfig(image_size=32, frames=4, fps=12, workers=1, max_failed_fraction=1.0)
     network.disturb(lambda number: "cut" if number > 3 else None)
     with pytest.raises(StorageError, match="cannot be read") as error:
@@ -164,18 +164,18 @@ def test_features_stop_with_one_sentence_where_storage_stays_away(films, network
     assert "\n" not in str(error.value)
 
 
-def test_of_a_long_file_only_the_blocks_that_a_clip_needs_are_fetched(films, network):
+def test_of_a_long_file_only_the_blocks_that_a_clip_needs_are_fetched(videos, network):
     padding = 12 * 2**20
-    data = (films / "0.mp4").read_bytes() + padding.to_bytes(4, "big") + b"free" + bytes(padding - 8)
-    fsspec.filesystem("s3").pipe_file("bucket/long/film.mp4", data)
+    data = (videos / "0.mp4").read_bytes() + padding.to_bytes(4, "big") + b"free" + bytes(padding - 8)
+    fsspec.filesystem("s3").pipe_file("bucket/long/video.mp4", data)
     network.disturb(lambda number: None)
-    decode_clips("s3://bucket/long/film.mp4", [torch.tensor([0.5, 1.0]).numpy()])
+    decode_clips("s3://bucket/long/video.mp4", [torch.tensor([0.5, 1.0]).numpy()])
     assert network.sent <= 3 * storage.BLOCK_BYTES
 
 
-def test_an_object_that_is_cut_short_or_empty_is_a_bad_file(films, network):
+def test_an_object_that_is_cut_short_or_empty_is_a_bad_file(videos, network):
     files = fsspec.filesystem("s3")
-    files.pipe_file("bucket/bad/half.mp4", (films / "0.mp4").read_bytes()[:2000])
+    files.pipe_file("bucket/bad/half.mp4", (videos / "0.mp4").read_bytes()[:2000])
     files.pipe_file("bucket/bad/empty.png", b"")
     with pytest.raises(DecodeError, match="index"):
         read_frames("s3://bucket/bad/half.mp4")

@@ -50,11 +50,11 @@ def wait_for(condition, seconds=300):
 
 @pytest.mark.slow
 def test_sharding_that_was_killed_continues_to_the_same_bytes_and_leaves_no_process_behind(tmp_path):
-    films = tmp_path / "films"
-    films.mkdir()
+    videos = tmp_path / "videos"
+    videos.mkdir()
     for i in range(6):
-        write_video(films / f"{i}.mp4", frames=150, size=128)
-    write_text(films / "text.mp4")
+        write_video(videos / f"{i}.mp4", frames=150, size=128)
+    write_text(videos / "text.mp4")
     recipe = (
         "--size",
         96,
@@ -70,7 +70,7 @@ def test_sharding_that_was_killed_continues_to_the_same_bytes_and_leaves_no_proc
         2,
     )
     out = tmp_path / "killed"
-    process = start_tubelet(("shard", films, "--out", out, *recipe), tmp_path / "log")
+    process = start_tubelet(("shard", videos, "--out", out, *recipe), tmp_path / "log")
     wait_for(lambda: len(list(out.glob("shard-*.json"))) >= 2)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -82,14 +82,14 @@ def test_sharding_that_was_killed_continues_to_the_same_bytes_and_leaves_no_proc
     tars = {name: (out / name).with_suffix(".tar").stat().st_mtime_ns for name in finished}
     with pytest.raises(TubeletError, match="these shards are incomplete, run `tubelet shard` again"):
         list_media([str(out)])
-    again = run_tubelet("shard", films, "--out", out, *recipe)
+    again = run_tubelet("shard", videos, "--out", out, *recipe)
     text = again.stdout
     assert again.returncode == 0, again.stderr
     assert "72 video segments and 0 images" in text and "1 bad files" in text and "text.mp4: " in text
     assert tars == {name: (out / name).with_suffix(".tar").stat().st_mtime_ns for name in finished}
     undisturbed = tmp_path / "undisturbed"
     write_shards(
-        [str(films)],
+        [str(videos)],
         undisturbed,
         ShardConfig(size=96, fps=12.0, segment_s=1.0),
         workers=1,

@@ -20,7 +20,7 @@ SCALE, ASPECT = (0.3, 1.0), (0.75, 1.35)
 
 
 def video(seconds: float) -> VideoInfo:
-    return VideoInfo("film.mp4", seconds, 30.0, 64, 48, 0)
+    return VideoInfo("video.mp4", seconds, 30.0, 64, 48, 0)
 
 
 def noise(t: int = 4, h: int = 48, w: int = 64) -> Tensor:

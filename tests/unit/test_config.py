@@ -124,6 +124,6 @@ def test_the_notes_example_has_1568_tokens():
 
 
 def test_sources_are_a_tuple_and_may_be_paths():
-    assert DataConfig(sources=(Path("films"), "more")).sources == ("films", "more")
-    with pytest.raises(TubeletError, match=r"sources is 'films', expected a tuple: \('films',\)"):
-        DataConfig(sources="films")
+    assert DataConfig(sources=(Path("videos"), "more")).sources == ("videos", "more")
+    with pytest.raises(TubeletError, match=r"sources is 'videos', expected a tuple: \('videos',\)"):
+        DataConfig(sources="videos")

@@ -44,9 +44,9 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
         tmp_path,
         "model: vit-pico\nout: here\nsteps: 9\ndata:\n  image_size: 64\n  frames: 8\noptim: {lr: 1e-4}\n",
     )
-    made = command("train", "films", "--config", path, "--steps", "5", "--frames", "4")
+    made = command("train", "videos", "--config", path, "--steps", "5", "--frames", "4")
     assert (made.settings.steps, made.settings.data.frames, made.settings.data.image_size) == (5, 4, 64)
-    assert (made.settings.optim.lr, made.settings.data.sources) == (1e-4, ("films",))
+    assert (made.settings.optim.lr, made.settings.data.sources) == (1e-4, ("videos",))
     assert (made.out, made.model, made.settings.batch_size) == (Path("here"), "vit-pico", TrainConfig().batch_size)
 
 

@@ -59,8 +59,8 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_video(tmp_path_factory.mktemp("film") / "film.mp4")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "video.mp4")
 
 
 def one_clip(path: Path, times: list[float] | np.ndarray) -> Frames:
@@ -106,7 +106,7 @@ def test_random_clips_are_bit_identical_to_the_frames_of_a_plain_decoder(name: s
 
 
 def test_images_that_nobody_needs_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_video(tmp_path / "film.mp4", bframes=5, gop=48)
+    path = write_video(tmp_path / "video.mp4", bframes=5, gop=48)
     decoded = []
     real = VideoReader._decode
 
@@ -127,7 +127,7 @@ def test_images_that_nobody_needs_are_not_decoded(tmp_path: Path, monkeypatch: p
 def test_clips_of_a_video_that_can_be_entered_at_its_start_only_take_one_pass(
     overlap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_video(tmp_path / "film.avi", frames=96, codec="mpeg4")
+    path = write_video(tmp_path / "video.avi", frames=96, codec="mpeg4")
     starts = np.arange(0.0, 7.0, 0.3 if overlap else 0.7)
     clips = [start + np.arange(8) / 12 for start in starts]
     expected = decode_clips(path, clips)
@@ -135,7 +135,7 @@ def test_clips_of_a_video_that_can_be_entered_at_its_start_only_take_one_pass(
     real = VideoReader._decode
     monkeypatch.setattr(VideoReader, "_decode", lambda *given: decoded.append(1) or real(*given))
     found = list(stream_clips(path, clips))
-    assert len(decoded) < 96 + 30  # and the beginning once more, which tells how the film is turned
+    assert len(decoded) < 96 + 30  # and the beginning once more, which tells how the video is turned
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.pixels, b.pixels) and np.array_equal(a.times, b.times)
@@ -145,7 +145,7 @@ def test_clips_of_a_video_that_can_be_entered_at_its_start_only_take_one_pass(
 
 
 def test_a_file_that_cannot_be_opened_is_closed(tmp_path: Path) -> None:
-    path = write_audio_only(tmp_path / "film.mp4")
+    path = write_audio_only(tmp_path / "video.mp4")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         reason(path)
@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_opened_is_closed(tmp_path: Path) -> None:
 
 
 def test_frames_are_found_by_time_where_the_rate_varies(tmp_path: Path) -> None:
-    path = write_variable_rate(tmp_path / "film.mp4")
+    path = write_variable_rate(tmp_path / "video.mp4")
     starts = variable_times()
     clip = one_clip(path, starts[10:20] + 1 / 48)
     assert indices(clip) == list(range(10, 20))
@@ -162,21 +162,21 @@ def test_frames_are_found_by_time_where_the_rate_varies(tmp_path: Path) -> None:
 
 
 def test_a_time_on_a_frame_boundary_shows_the_frame_that_begins_there_whatever_the_clock_rounds(tmp_path: Path) -> None:
-    for name in ("film.mp4", "film.mkv", "film.ts"):
+    for name in ("video.mp4", "video.mkv", "video.ts"):
         clip = one_clip(write_video(tmp_path / name), np.arange(48) / 12)
         assert indices(clip) == list(range(48)), name
 
 
-def test_times_before_the_first_frame_show_it_and_times_after_the_last_show_the_last(film: Path) -> None:
-    assert indices(one_clip(film, [-1.0, 0.0, 3.95, 4.0, 9.0])) == [0, 0, 47, 47, 47]
+def test_times_before_the_first_frame_show_it_and_times_after_the_last_show_the_last(video: Path) -> None:
+    assert indices(one_clip(video, [-1.0, 0.0, 3.95, 4.0, 9.0])) == [0, 0, 47, 47, 47]
 
 
 def test_a_hidden_beginning_of_an_edit_list_is_not_shown(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "film.mp4", times=[-0.5 + i / 12 for i in range(48)])
+    path = write_video(tmp_path / "video.mp4", times=[-0.5 + i / 12 for i in range(48)])
     assert indices(one_clip(path, [0.0, 1.0])) == [6, 18]
 
 
-def test_a_seek_that_lands_too_late_is_taken_back(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seek_that_lands_too_late_is_taken_back(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     landings = []
     real = VideoReader._seek
 
@@ -185,17 +185,17 @@ def test_a_seek_that_lands_too_late_is_taken_back(film: Path, monkeypatch: pytes
         return real(self, target + round(1.5 / self.tick))
 
     monkeypatch.setattr(VideoReader, "_seek", late)
-    assert indices(one_clip(film, [1.5, 2.0])) == [18, 24]
+    assert indices(one_clip(video, [1.5, 2.0])) == [18, 24]
     assert len(landings) > 1
 
 
-def test_a_container_that_cannot_seek_is_read_from_its_start(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_that_cannot_seek_is_read_from_its_start(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VideoReader, "_seek", lambda self, target: False)
-    assert indices(one_clip(film, [3.0, 3.5])) == [36, 42]
+    assert indices(one_clip(video, [3.0, 3.5])) == [36, 42]
 
 
 def test_the_info_tells_length_rate_and_size(tmp_path: Path) -> None:
-    for name in ("film.mp4", "film.mkv", "film.ts", "film.avi"):
+    for name in ("video.mp4", "video.mkv", "video.ts", "video.avi"):
         info = video_info(write_video(tmp_path / name))
         assert (info.duration_s, info.fps) == (pytest.approx(4.0, abs=0.01), pytest.approx(12, abs=0.1)), name
         assert (info.width, info.height, info.rotation) == (64, 64, 0)
@@ -207,10 +207,10 @@ def test_a_recording_without_a_length_in_its_header_is_measured(tmp_path: Path) 
 
 
 def test_the_length_is_that_of_the_images_where_the_sound_is_longer(tmp_path: Path) -> None:
-    path = tmp_path / "film.mkv"
-    film = write_video(tmp_path / "film.mp4")
+    path = tmp_path / "video.mkv"
+    video = write_video(tmp_path / "video.mp4")
     sound = write_audio_only(tmp_path / "sound.mp4", seconds=9.0)
-    with av.open(str(path), "w") as target, av.open(str(film)) as pictures, av.open(str(sound)) as tone:
+    with av.open(str(path), "w") as target, av.open(str(video)) as pictures, av.open(str(sound)) as tone:
         sources = [pictures.streams.video[0], tone.streams.audio[0]]
         streams = [target.add_stream_from_template(source) for source in sources]
         for container, source, stream in zip([pictures, tone], sources, streams, strict=True):
@@ -227,13 +227,13 @@ def test_the_length_is_that_of_the_images_where_the_sound_is_longer(tmp_path: Pa
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_frames_stand_upright(degrees: int, suffix: str, tmp_path: Path) -> None:
-    frames = read_frames(write_rotated(tmp_path / f"film{suffix}", degrees, frames=4))
+    frames = read_frames(write_rotated(tmp_path / f"video{suffix}", degrees, frames=4))
     lying = np.rot90(frames.pixels[3].numpy(), -degrees // 90)
     assert read_index(lying) == 3
 
 
 def test_the_matrix_that_phones_write_for_upright_videos_turns_clockwise(tmp_path: Path) -> None:
-    path = write_rotated(tmp_path / "film.mp4", -90, frames=4)
+    path = write_rotated(tmp_path / "video.mp4", -90, frames=4)
     one, minus = (1 << 16).to_bytes(4, "big"), ((-1 << 16) & 0xFFFFFFFF).to_bytes(4, "big")
     zero = bytes(4)
     assert b"".join([zero, one, zero, minus, zero, zero]) in path.read_bytes()  # x' = -y, y' = x
@@ -242,7 +242,7 @@ def test_the_matrix_that_phones_write_for_upright_videos_turns_clockwise(tmp_pat
 
 
 def test_width_and_height_are_those_of_the_upright_image(tmp_path: Path) -> None:
-    path = tmp_path / "film.mp4"
+    path = tmp_path / "video.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=12)
         stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
@@ -255,23 +255,23 @@ def test_width_and_height_are_those_of_the_upright_image(tmp_path: Path) -> None
     assert clip.pixels.shape == (2, 64, 32, 3)
 
 
-def test_a_video_gives_its_properties_and_any_clips_of_one_open_file(film: Path) -> None:
-    with tubelet.Video(film) as video:
-        assert (video.info.width, video.info.height, video.info.fps) == (64, 64, 12)
-        late, early = video.clips([[2.0, 3.0], video.info.duration_s * np.array([0.0, 0.25])])
-        assert [indices(clip) for clip in (late, early, *video.stream([[1.0]]))] == [[24, 36], [0, 12], [12]]
-        assert indices(video.frames()) == list(range(48))
+def test_a_video_gives_its_properties_and_any_clips_of_one_open_file(video: Path) -> None:
+    with tubelet.Video(video) as opened:
+        assert (opened.info.width, opened.info.height, opened.info.fps) == (64, 64, 12)
+        late, early = opened.clips([[2.0, 3.0], opened.info.duration_s * np.array([0.0, 0.25])])
+        assert [indices(clip) for clip in (late, early, *opened.stream([[1.0]]))] == [[24, 36], [0, 12], [12]]
+        assert indices(opened.frames()) == list(range(48))
 
 
-def test_read_frames_delivers_all_frames_with_their_times(film: Path) -> None:
-    frames = read_frames(film)
+def test_read_frames_delivers_all_frames_with_their_times(video: Path) -> None:
+    frames = read_frames(video)
     assert indices(frames) == list(range(48))
     assert frames.pixels.dtype == torch.uint8 and frames.pixels.shape == (48, 64, 64, 3)
     assert np.allclose(frames.times, np.arange(48) / 12)
 
 
 def test_colors_survive(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "film.mp4", frames=4, codec_options={"crf": "10"})
+    path = write_video(tmp_path / "video.mp4", frames=4, codec_options={"crf": "10"})
     assert (read_frames(path).pixels[0].float() - torch.from_numpy(indexed_image(0)).float()).abs().mean() < 8
 
 
@@ -283,16 +283,16 @@ def test_a_missing_file_an_empty_file_and_a_folder_are_distinguished(tmp_path: P
 
 
 def test_a_text_file_is_not_media(tmp_path: Path) -> None:
-    assert "not a media file" in reason(write_text(tmp_path / "film.mp4"))
+    assert "not a media file" in reason(write_text(tmp_path / "video.mp4"))
 
 
 def test_a_sound_file_has_no_video_stream(tmp_path: Path) -> None:
     assert reason(write_audio_only(tmp_path / "sound.mp4")) == "has no video stream (it has 1 audio)"
 
 
-def test_a_video_cut_off_before_its_index_misses_it(film: Path, tmp_path: Path) -> None:
+def test_a_video_cut_off_before_its_index_misses_it(video: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.mp4"
-    path.write_bytes(film.read_bytes()[:4000])
+    path.write_bytes(video.read_bytes()[:4000])
     assert "its index (moov) is missing" in reason(path)
 
 
@@ -323,23 +323,23 @@ def test_program_maps_that_span_packets_are_read(tmp_path: Path) -> None:
     assert found == [(0x100, 2), (0x101, 27)]
 
 
-def test_junk_behind_a_video_does_no_harm(film: Path, tmp_path: Path) -> None:
+def test_junk_behind_a_video_does_no_harm(video: Path, tmp_path: Path) -> None:
     path = tmp_path / "junk.mp4"
-    path.write_bytes(film.read_bytes() + b"signed by a camera" * 9)
+    path.write_bytes(video.read_bytes() + b"signed by a camera" * 9)
     assert indices(one_clip(path, [1.0, 2.0])) == [12, 24]
 
 
 def test_a_header_that_promises_more_than_there_is_is_named(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "film.mkv")
+    path = write_video(tmp_path / "video.mkv")
     data = path.read_bytes()
     assert data.count(b"00:00:04.000000000") == 1
     path.write_bytes(data.replace(b"00:00:04.000000000", b"00:00:08.000000000"))
     assert reason(path, [6.0, 7.0]) == ("truncated at 4.0 s (header says 8.0 s); re-export or remove it")
 
 
-def test_an_unknown_codec_is_named_as_such(film: Path, tmp_path: Path) -> None:
+def test_an_unknown_codec_is_named_as_such(video: Path, tmp_path: Path) -> None:
     path = tmp_path / "odd.mp4"
-    path.write_bytes(film.read_bytes().replace(b"avc1", b"zzzz"))
+    path.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz"))
     assert "codec is not supported" in reason(path)
 
 
@@ -349,8 +349,8 @@ def test_a_video_of_one_frame_is_no_video(suffix: str, tmp_path: Path) -> None:
     assert reason(path) == "has 1 frame, expected at least 2; save it as an image"
 
 
-def test_a_clip_that_shows_one_frame_of_many_is_delivered(film: Path) -> None:
-    assert indices(one_clip(film, [1.0, 1.01, 1.02])) == [12, 12, 12]
+def test_a_clip_that_shows_one_frame_of_many_is_delivered(video: Path) -> None:
+    assert indices(one_clip(video, [1.0, 1.01, 1.02])) == [12, 12, 12]
 
 
 @pytest.mark.slow
@@ -375,10 +375,10 @@ def test_flipped_bytes_are_noticed_and_healthy_files_are_not_blamed(tmp_path: Pa
 
 
 def test_no_reader_writes_to_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    film = write_video(tmp_path / "film.mp4")
-    damaged = flip_bytes(film, tmp_path / "damaged.mp4", 3)
+    video = write_video(tmp_path / "video.mp4")
+    damaged = flip_bytes(video, tmp_path / "damaged.mp4", 3)
     capfd.readouterr()  # encoders may talk
-    for path in (film, damaged, write_text(tmp_path / "text.mp4")):
+    for path in (video, damaged, write_text(tmp_path / "text.mp4")):
         with contextlib.suppress(DecodeError):
             read_frames(path)
     assert capfd.readouterr() == ("", "")

@@ -40,7 +40,7 @@ load = partial(tubelet.load, device="cpu", dtype=torch.float32)
 def run(tmp_path_factory):
     """A run of two steps."""
     folder = tmp_path_factory.mktemp("run")
-    write_video(folder / "film.mp4", frames=24)
+    write_video(folder / "video.mp4", frames=24)
     write_image(folder / "still.png")
     config = replace(tiny_config(folder, steps=2), optim=OptimConfig(lr=1e-3, ema=0.9))
     train_quietly(config, folder / "mine")

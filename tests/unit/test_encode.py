@@ -1,4 +1,4 @@
-"""One call from anything that holds a picture or a film to dense features."""
+"""One call from anything that holds a picture or a video to dense features."""
 
 import copy
 import io
@@ -35,9 +35,9 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("films")
-    write_video(folder / "film.mp4", frames=48, fps=12)  # 4 s
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    write_video(folder / "video.mp4", frames=48, fps=12)  # 4 s
     write_image(folder / "still.png")
     return folder
 
@@ -194,28 +194,28 @@ def test_features_become_arrays_whatever_the_precision(model, frames, dtype):
     assert computed.tokens.dtype == dtype and np.allclose(computed.numpy(), features.numpy(), atol=1e-5)
 
 
-def test_images_go_through_the_image_tokenizer_whatever_they_come_as(model, films):
-    expected = model.encode(films / "still.png")
+def test_images_go_through_the_image_tokenizer_whatever_they_come_as(model, videos):
+    expected = model.encode(videos / "still.png")
     assert expected.grid == (1, 8, 8) and expected.times.tolist() == [[0.0]]
-    image = Image.open(films / "still.png")
+    image = Image.open(videos / "still.png")
     for form in (image, [image], np.array(image), torch.from_numpy(np.array(image)).permute(2, 0, 1)):
         assert torch.equal(model.encode(form).tokens, expected.tokens)
-    assert model.encode([films / "still.png"] * 3).tokens.shape == (3, 64, 48)
+    assert model.encode([videos / "still.png"] * 3).tokens.shape == (3, 64, 48)
     assert torch.allclose(model(normalize(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None, :, None]))[-1],
                           expected.tokens)  # fmt: skip
 
 
-def test_a_video_file_is_read_at_the_rate_and_place_that_were_asked_for(model, films):
-    features = model.encode(films / "film.mp4", frames=4, fps=2, start=1.0)
+def test_a_video_file_is_read_at_the_rate_and_place_that_were_asked_for(model, videos):
+    features = model.encode(videos / "video.mp4", frames=4, fps=2, start=1.0)
     assert features.times.tolist() == [[1.25, 2.25]]
     whole = torch.from_numpy(np.stack([indexed_image(i) for i in (12, 18, 24, 30)]))
     similarity = torch.cosine_similarity(features.tokens, model.encode(whole).tokens, dim=-1)
     assert similarity.min() > 0.9  # but for compression, these are the frames
-    assert model.encode(str(films / "film.mp4"), frames=8).grid == (4, 8, 8)
+    assert model.encode(str(videos / "video.mp4"), frames=8).grid == (4, 8, 8)
     with pytest.warns(UserWarning, match="too short for 32 frames"):
-        model.encode(films / "film.mp4", frames=32)
+        model.encode(videos / "video.mp4", frames=32)
     with pytest.raises(TubeletError, match=r"lasts 4\.0 s"):
-        model.encode(films / "film.mp4", frames=16, start=3)
+        model.encode(videos / "video.mp4", frames=16, start=3)
 
 
 def test_an_odd_count_of_frames_repeats_the_last_and_reports_it(model, frames):
@@ -249,12 +249,12 @@ def test_sizes_that_do_not_divide_into_patches_need_resizing(model):
         (np.zeros((32, 32), np.uint8), "repeat the values of a grayscale image"),
         (torch.zeros(3, 8, 3, dtype=torch.uint8), "expected 3 channels"),
         (np.zeros((32, 32, 3), np.uint16), "uint16, expected uint8 (0 to 255) or floats from 0 to 1"),
-        (np.array(["a film"]), "cannot encode an array of <U6"),
+        (np.array(["a video"]), "cannot encode an array of <U6"),
         (torch.zeros(0, 3, 2, 32, 32), "nothing to encode"),
-        ("https://films.example/1.docx", "https://films.example/1.docx: expected a video"),
+        ("https://videos.example/1.docx", "https://videos.example/1.docx: expected a video"),
         (torch.zeros(1, 3, 2, 32, 32, dtype=torch.int64), "expected uint8"),
         ([], "nothing to encode"),
-        ("film.docx", "expected a video or an image"),
+        ("video.docx", "expected a video or an image"),
         (".", "is a folder, expected a video or an image; `tubelet embed` encodes all of a folder"),
         (7, "cannot encode int"),
         (np.zeros((32, 32, 3), "M8[s]"), "cannot encode an array of datetime64[s]"),
@@ -287,45 +287,45 @@ def test_what_cannot_be_encoded_names_what_was_expected(model, x, words):
         ({"crop": 0}, "crop is 0"),
     ],
 )
-def test_odd_numbers_are_one_clear_sentence(model, films, numbers, words):
+def test_odd_numbers_are_one_clear_sentence(model, videos, numbers, words):
     for call in (model.encode, lambda path, **given: next(model.stream(path, overlap=0, **given))):
         with pytest.raises(TubeletError) as error:
-            call(films / "film.mp4", **numbers)
+            call(videos / "video.mp4", **numbers)
         assert words in str(error.value) and "expected" in str(error.value)
 
 
-def test_a_rate_above_the_videos_own_is_reported_once(model, films):
+def test_a_rate_above_the_videos_own_is_reported_once(model, videos):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        model.encode(films / "film.mp4", fps=12)
-        list(model.stream(films / "film.mp4", fps=12))
+        model.encode(videos / "video.mp4", fps=12)
+        list(model.stream(videos / "video.mp4", fps=12))
         assert not caught
         for _ in range(2):
-            model.encode(films / "film.mp4", fps=30)
-            list(model.stream(films / "film.mp4", fps=30))
+            model.encode(videos / "video.mp4", fps=30)
+            list(model.stream(videos / "video.mp4", fps=30))
     (warning,) = caught
-    assert "film.mp4: has 12 frames a second, the clips 30: frames are repeated" in str(warning.message)
+    assert "video.mp4: has 12 frames a second, the clips 30: frames are repeated" in str(warning.message)
 
 
-def test_what_is_chosen_is_printed_once_where_nothing_shows_the_log(films, capsys, monkeypatch):
+def test_what_is_chosen_is_printed_once_where_nothing_shows_the_log(videos, capsys, monkeypatch):
     logger = logging.getLogger("tubelet")
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
-    names = [str(films), "b", "c"]
+    names = [str(videos), "b", "c"]
     for name, level in ((names[0], logging.NOTSET), (names[0], logging.NOTSET), (names[1], logging.WARNING)):
         monkeypatch.setattr(logger, "level", level)
         log_native(name, NativeClip(64), "64 px", {"resize=": None})
-    assert capsys.readouterr().err == f"tubelet: {films}: 64 px (its own; resize= changes it)\n"
+    assert capsys.readouterr().err == f"tubelet: {videos}: 64 px (its own; resize= changes it)\n"
     monkeypatch.setattr(root, "handlers", [logging.StreamHandler(io.StringIO())])
     log_native(names[2], NativeClip(64), "64 px", {"resize=": None})
     assert not capsys.readouterr().err
 
 
-def test_only_true_and_false_are_switches(model, films):
+def test_only_true_and_false_are_switches(model, videos):
     calls = [
-        lambda: next(model.stream(films / "film.mp4", causal="no")),
-        lambda: decode.Video(films / "film.mp4", full_depth="no"),
-        lambda: decode.Video(films / "film.mp4", display=1),
+        lambda: next(model.stream(videos / "video.mp4", causal="no")),
+        lambda: decode.Video(videos / "video.mp4", full_depth="no"),
+        lambda: decode.Video(videos / "video.mp4", display=1),
         lambda: Backbone(CONFIG, with_predictor=0),
         *(lambda name=name: load("no-model", **{name: "no"}) for name in ("int8", "compile", "with_predictor")),
     ]
@@ -334,24 +334,24 @@ def test_only_true_and_false_are_switches(model, films):
             call()
 
 
-def test_odd_places_and_overlaps_are_one_clear_sentence(model, films):
+def test_odd_places_and_overlaps_are_one_clear_sentence(model, videos):
     for start in (float("nan"), -1):
         for call in (model.encode, lambda path, **given: next(model.stream(path, **given))):
             with pytest.raises(TubeletError, match=f"start is {start}, expected"):
-                call(films / "film.mp4", start=start)
+                call(videos / "video.mp4", start=start)
     with pytest.raises(TubeletError, match="start is None, expected seconds"):
-        next(model.stream(films / "film.mp4", start=None))
-    for path in (films / "still.png", np.zeros((4, 32, 32, 3), np.uint8)):
+        next(model.stream(videos / "video.mp4", start=None))
+    for path in (videos / "still.png", np.zeros((4, 32, 32, 3), np.uint8)):
         with pytest.raises(TubeletError, match=r"the path or URL of a video, found .*; pass it to encode"):
             next(model.stream(path))
     for end in (float("nan"), 1, 0.5, "3"):
         with pytest.raises(TubeletError, match=f"end is {end!r}, expected seconds after start"):
-            next(model.stream(films / "film.mp4", start=1, end=end))
+            next(model.stream(videos / "video.mp4", start=1, end=end))
     with pytest.raises(TubeletError, match=r"lasts 4\.000 s, windows would start at 4 s"):
-        next(model.stream(films / "film.mp4", start=4))
+        next(model.stream(videos / "video.mp4", start=4))
     for overlap in (-2, 8, 2.5):
         with pytest.raises(TubeletError, match=r"overlap.*expected"):
-            next(model.stream(films / "film.mp4", frames=8, overlap=overlap))
+            next(model.stream(videos / "video.mp4", frames=8, overlap=overlap))
 
 
 def test_images_of_16_bits_are_scaled_whether_they_are_files_or_in_memory(model, tmp_path):
@@ -415,7 +415,7 @@ def test_floats_of_few_bits_are_resized_in_float32(model, frames, dtype):
         (np.zeros((2, 32, 32, 3), np.uint8), {"normalized": True}, "normalized is True, but pixels are uint8"),
         (np.zeros((2, 32, 32, 3), np.uint8), {"bgr": 1}, "bgr is 1, expected True or False"),
         (Image.new("RGB", (32, 32)), {"bgr": True}, "a PIL image has RGB colors"),
-        ("film.mp4", {"layout": "THWC"}, "are for pixels in memory, found the path film.mp4"),
+        ("video.mp4", {"layout": "THWC"}, "are for pixels in memory, found the path video.mp4"),
     ],
 )
 def test_options_of_pixels_that_do_not_fit_are_one_clear_sentence(model, x, given, words):
@@ -434,12 +434,12 @@ def test_arrays_that_pytorch_does_not_share_are_copied_without_a_word(model, fra
         assert torch.allclose(model.encode(floats.astype(">f4"), normalized=True).tokens, expected, atol=1e-6)
 
 
-def test_a_video_behind_a_url_is_encoded_and_streamed(model, films):
-    with fsspec.open("memory://films/film.mp4", "wb") as file:
-        file.write((films / "film.mp4").read_bytes())
-    url = "memory://films/film.mp4"
-    assert torch.equal(model.encode(url).tokens, model.encode(films / "film.mp4").tokens)
-    for there, here in zip(model.stream(url), model.stream(films / "film.mp4"), strict=True):
+def test_a_video_behind_a_url_is_encoded_and_streamed(model, videos):
+    with fsspec.open("memory://videos/video.mp4", "wb") as file:
+        file.write((videos / "video.mp4").read_bytes())
+    url = "memory://videos/video.mp4"
+    assert torch.equal(model.encode(url).tokens, model.encode(videos / "video.mp4").tokens)
+    for there, here in zip(model.stream(url), model.stream(videos / "video.mp4"), strict=True):
         assert torch.equal(there.tokens, here.tokens)
 
 
@@ -451,8 +451,8 @@ def test_a_map_is_upsampled_to_whole_sizes_only(model, frames):
             features.upsample(size)
 
 
-def test_windows_cover_a_video_and_merge_into_one(model, films):
-    windows = list(model.stream(films / "film.mp4", frames=8, overlap=4, fps=5))  # 20 frames
+def test_windows_cover_a_video_and_merge_into_one(model, videos):
+    windows = list(model.stream(videos / "video.mp4", frames=8, overlap=4, fps=5))  # 20 frames
     assert [w.grid.t for w in windows] == [4, 4, 4, 4]
     starts = [w.times[0, 0].item() for w in windows]
     assert starts == pytest.approx([0.1, 0.9, 1.7, 2.5])
@@ -463,29 +463,29 @@ def test_windows_cover_a_video_and_merge_into_one(model, films):
     assert torch.allclose(whole.map[:, 2:4], (windows[0].map[:, 2:] + windows[1].map[:, :2]) / 2)
 
 
-def test_windows_see_the_frames_that_a_clip_of_the_same_times_sees(model, films):
-    for window in model.stream(films / "film.mp4", frames=8, overlap=2, fps=4):
+def test_windows_see_the_frames_that_a_clip_of_the_same_times_sees(model, videos):
+    for window in model.stream(videos / "video.mp4", frames=8, overlap=2, fps=4):
         start = window.times[0, 0].item() - 0.125
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            clip = model.encode(films / "film.mp4", frames=8, fps=4, start=start)
+            clip = model.encode(videos / "video.mp4", frames=8, fps=4, start=start)
         assert torch.allclose(window.tokens, clip.tokens, atol=1e-6)
 
 
-def test_a_last_window_is_of_full_length_and_a_short_video_is_one_window(model, films):
-    last = list(model.stream(films / "film.mp4", frames=6, overlap=0, fps=4))[-1]  # 16 frames: 0-5, 6-11, 10-15
+def test_a_last_window_is_of_full_length_and_a_short_video_is_one_window(model, videos):
+    last = list(model.stream(videos / "video.mp4", frames=6, overlap=0, fps=4))[-1]  # 16 frames: 0-5, 6-11, 10-15
     assert last.times.tolist() == [[2.625, 3.125, 3.625]]
-    (only,) = model.stream(films / "film.mp4", frames=64, overlap=8, fps=4)
+    (only,) = model.stream(videos / "video.mp4", frames=64, overlap=8, fps=4)
     assert only.grid.t == 8
     with pytest.warns(UserWarning, match="the last is repeated"):
-        assert [w.grid.t for w in model.stream(films / "film.mp4", frames=64, overlap=8, fps=1.25)] == [3]
+        assert [w.grid.t for w in model.stream(videos / "video.mp4", frames=64, overlap=8, fps=1.25)] == [3]
     with pytest.raises(TubeletError, match="expected multiples of 2"):
-        next(model.stream(films / "film.mp4", frames=8, overlap=3))
+        next(model.stream(videos / "video.mp4", frames=8, overlap=3))
 
 
 @pytest.mark.parametrize("rotation", [0, 90])
 def test_a_video_is_decoded_in_one_pass(model, tmp_path, monkeypatch, rotation):
-    path = write_video(tmp_path / "film.mp4", frames=60, fps=12, gop=60, rotation=rotation)
+    path = write_video(tmp_path / "video.mp4", frames=60, fps=12, gop=60, rotation=rotation)
     decoded = []
 
     class Counting(decode.VideoReader):
@@ -499,9 +499,9 @@ def test_a_video_is_decoded_in_one_pass(model, tmp_path, monkeypatch, rotation):
     assert sum(decoded) <= 60 + 8  # and the beginning, which tells how it is turned
 
 
-def test_a_head_can_be_trained_between_one_window_and_the_next(model, films):
+def test_a_head_can_be_trained_between_one_window_and_the_next(model, videos):
     head = torch.nn.Linear(48, 1)
-    one, other = (model.stream(films / "film.mp4", frames=8, overlap=0) for _ in range(2))
+    one, other = (model.stream(videos / "video.mp4", frames=8, overlap=0) for _ in range(2))
     for windows in zip(one, other, strict=True):
         sum(head(window.pooled).sum() for window in windows).backward()
     assert head.weight.grad is not None and torch.is_grad_enabled()
@@ -518,10 +518,10 @@ def test_a_long_video_does_not_grow_the_process(model, tmp_path):
 
 
 @pytest.mark.parametrize(("frames", "overlap"), [(8, 4), (6, 2), (2, 0)])
-def test_windows_overlap_by_half_by_default(frames, overlap, model, films):
-    plain = [window.times for window in model.stream(films / "film.mp4", frames=frames, resize=32, fps=None)]
+def test_windows_overlap_by_half_by_default(frames, overlap, model, videos):
+    plain = [window.times for window in model.stream(videos / "video.mp4", frames=frames, resize=32, fps=None)]
     told = [
-        window.times for window in model.stream(films / "film.mp4", frames=frames, overlap=overlap, resize=32, fps=4)
+        window.times for window in model.stream(videos / "video.mp4", frames=frames, overlap=overlap, resize=32, fps=4)
     ]
     assert len(plain) == len(told) and all(torch.equal(a, b) for a, b in zip(plain, told, strict=True))
 

@@ -208,7 +208,7 @@ def test_torch_hubs_names_and_file_names_are_those_of_released_models(tmp_path, 
 
     assert set(HUB_NAMES.values()) == set(RELEASED)
     assert released_name("vjepa2_1_vitl_dist_vitG_384.pt") == "vjepa2.1-vitl16-384"
-    assert released_name("films") is None
+    assert released_name("videos") is None
     monkeypatch.setenv("TUBELET_CACHE", str(tmp_path))
     (tmp_path / "released").mkdir()
     random_release(tmp_path / "released" / RELEASED["vjepa2.1-vitb16-384"], vit_b(), "ema_encoder")

@@ -87,8 +87,8 @@ def test_a_csv_may_have_a_header_or_begin_with_the_path(text: str, tree: Path) -
 
 
 def test_spaces_in_names_survive_in_a_csv_of_commas(tree: Path) -> None:
-    assert list_media([write(tree / "list.csv", "my film.mp4,1\nb.mp4,2\n")]).videos[0] == str(tree / "my film.mp4")
-    assert list_media([write(tree / "list.csv", "my film.mp4\nb.mp4\n")]).videos[0] == str(tree / "my film.mp4")
+    assert list_media([write(tree / "list.csv", "my video.mp4,1\nb.mp4,2\n")]).videos[0] == str(tree / "my video.mp4")
+    assert list_media([write(tree / "list.csv", "my video.mp4\nb.mp4\n")]).videos[0] == str(tree / "my video.mp4")
 
 
 def test_a_jsonl_names_paths(tree: Path) -> None:

@@ -188,7 +188,7 @@ def test_the_limit_of_images_does_not_depend_on_pillows_setting(monkeypatch):
 
 @pytest.mark.parametrize("which", [0, 3])
 def test_a_video_whose_images_become_huge_is_refused_before_it_takes_memory(which, tmp_path):
-    path = write_video(tmp_path / "film.mov", codec="mjpeg", bframes=0, frames=6, size=32)
+    path = write_video(tmp_path / "video.mov", codec="mjpeg", bframes=0, frames=6, size=32)
     data = bytearray(path.read_bytes())
     at = -1
     for _ in range(which + 1):
@@ -197,23 +197,23 @@ def test_a_video_whose_images_become_huge_is_refused_before_it_takes_memory(whic
     _forget_peak()
     before = _peak_mb()
     with pytest.raises(DecodeError, match=r"corrupt frames|pixels, above the limit of 35 million"):
-        read_frames(MediaBytes("film", bytes(data)))
+        read_frames(MediaBytes("video", bytes(data)))
     assert _peak_mb() - before < 300
 
 
 def test_a_containers_claim_of_huge_images_only_takes_no_memory(tmp_path):
-    path = write_video(tmp_path / "film.avi", codec="mpeg4", bframes=0, frames=6, size=32)
+    path = write_video(tmp_path / "video.avi", codec="mpeg4", bframes=0, frames=6, size=32)
     data = bytearray(path.read_bytes())
     at = data.index(b"strf") + 12
     data[at : at + 8] = (100_000).to_bytes(4, "little") * 2
     _forget_peak()
     before = _peak_mb()
-    assert read_frames(MediaBytes("film", bytes(data))).pixels.shape == (6, 32, 32, 3)
+    assert read_frames(MediaBytes("video", bytes(data))).pixels.shape == (6, 32, 32, 3)
     assert _peak_mb() - before < 300
 
 
 def test_a_clip_that_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "film.mp4", frames=24, size=32)
+    path = write_video(tmp_path / "video.mp4", frames=24, size=32)
     monkeypatch.setattr(size_limits, "CLIP_PIXELS", 4 * 32 * 32)
     with pytest.raises(DecodeError, match="5 frames of 32x32 pixels exceed"):
         decode_clips(path, [np.arange(5) / 12])
@@ -225,15 +225,15 @@ def test_a_clip_that_would_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "text",
     [
-        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{film}\n#EXT-X-ENDLIST\n",
-        "ffconcat version 1.0\nfile '{film}'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{video}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{video}'\n",
     ],
 )
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_playlist_in_the_guise_of_a_video_opens_no_other_file(text, in_memory, tmp_path):
-    write_video(tmp_path / "film.mp4", frames=6, size=32)
+    write_video(tmp_path / "video.mp4", frames=6, size=32)
     path = tmp_path / "list.mp4"
-    path.write_text(text.format(film="film.mp4"))
+    path.write_text(text.format(video="video.mp4"))
     with pytest.raises(DecodeError, match="not a media file"):
         read_frames(MediaBytes(str(path), path.read_bytes()) if in_memory else path)
 
@@ -287,7 +287,7 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path):
         (("steps",), "12", "run: steps is '12', expected a whole number"),
         (("steps",), True, "run: steps is True, expected a whole number"),
         (("data",), [], r"run: data is \[\], expected a mapping"),
-        (("data", "sources"), "films", "run: data.sources is 'films', expected a list of"),
+        (("data", "sources"), "videos", "run: data.sources is 'videos', expected a list of"),
         (("data", "crop_scale"), [1], r"run: data.crop_scale is \(1.0,\), expected a list of 2 numbers"),
         (("optim", "lr"), float("inf"), "run: optim.lr is inf, expected a finite number"),
         (("optim", "decay"), "exp", "run: optim.decay is 'exp', expected 'cosine' or 'linear'"),
@@ -297,7 +297,7 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path):
     ],
 )
 def test_a_config_with_a_value_of_another_kind_is_refused_by_its_name(path, value, words):
-    values = json.loads(json.dumps(to_dict(TrainConfig(data=DataConfig(sources=("films",))))))
+    values = json.loads(json.dumps(to_dict(TrainConfig(data=DataConfig(sources=("videos",))))))
     place = values
     for key in path[:-1]:
         place = place[key]

@@ -39,7 +39,7 @@ RECIPE = ShardConfig(size=48, fps=6, segment_s=2)
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """Four films of 4 s at 12 frames a second and three images, all of 64 px."""
+    """Four videos of 4 s at 12 frames a second and three images, all of 64 px."""
     folder = tmp_path_factory.mktemp("sources")
     for i in range(4):
         write_video(folder / f"{i}.mp4")
@@ -50,7 +50,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture
 def folder(sources, tmp_path):
-    """Shards of the sources, two segments of each film."""
+    """Shards of the sources, two segments of each video."""
     out = tmp_path / "shards"
     write_shards([str(sources)], out, RECIPE, workers=1, shard_mb=0.02)
     return out
@@ -95,7 +95,7 @@ def test_files_only_are_in_an_order_of_pure_chance():
 
 
 def test_every_moment_of_the_recipe_shows_the_same_frame_as_the_source(tmp_path):
-    films = {
+    videos = {
         "steady.mp4": {},
         "pyramid.mkv": {"bframes": 5, "gop": 48},
         "variable.mp4": {"times": list(variable_times())},
@@ -103,7 +103,7 @@ def test_every_moment_of_the_recipe_shows_the_same_frame_as_the_source(tmp_path)
         "broadcast.ts": {"gop": 30},
         "guessed.avi": {"codec": "mpeg4", "bframes": 0},
     }
-    for name, options in films.items():
+    for name, options in videos.items():
         path = write_video(tmp_path / name, **options)
         duration = video_info(path).duration_s
         found = segments_of(path, ShardConfig(fps=6, segment_s=1.5, crf=10))
@@ -114,14 +114,16 @@ def test_every_moment_of_the_recipe_shows_the_same_frame_as_the_source(tmp_path)
 
 
 def test_a_frame_keeps_its_own_time_between_the_moments_of_the_recipe(tmp_path):
-    path = write_video(tmp_path / "film.mp4", fps=5)  # a frame begins at 0.2 s; moments of 6 a second are at 0.17, 0.33
+    path = write_video(
+        tmp_path / "video.mp4", fps=5
+    )  # a frame begins at 0.2 s; moments of 6 a second are at 0.17, 0.33
     segment = segments_of(path, ShardConfig(fps=6, segment_s=20))[0]
-    assert np.allclose(read_frames(MediaBytes("film", segment.data)).times, np.arange(48) / 5, atol=1e-4)
-    assert [frame_at(MediaBytes("film", segment.data), t) for t in (0.19, 0.2, 0.39, 0.4)] == [0, 1, 1, 2]
+    assert np.allclose(read_frames(MediaBytes("video", segment.data)).times, np.arange(48) / 5, atol=1e-4)
+    assert [frame_at(MediaBytes("video", segment.data), t) for t in (0.19, 0.2, 0.39, 0.4)] == [0, 1, 1, 2]
 
 
 def test_segments_are_equal_and_at_least_as_long_as_asked(tmp_path):
-    path = write_video(tmp_path / "film.mp4", frames=60)  # 5 s
+    path = write_video(tmp_path / "video.mp4", frames=60)  # 5 s
     found = segments_of(path, ShardConfig(fps=6, segment_s=1.5))
     assert [segment.start_s for segment in found] == pytest.approx([0, 10 / 6, 20 / 6])
     assert [segment.duration_s for segment in found] == pytest.approx([10 / 6] * 3, abs=1e-2)
@@ -129,15 +131,15 @@ def test_segments_are_equal_and_at_least_as_long_as_asked(tmp_path):
 
 
 def test_an_image_that_stands_still_longer_than_a_segment_is_still_a_video(tmp_path):
-    path = write_video(tmp_path / "film.mp4", frames=3, times=[0.0, 5.0, 10.0])
+    path = write_video(tmp_path / "video.mp4", frames=3, times=[0.0, 5.0, 10.0])
     found = segments_of(path, ShardConfig(fps=4, segment_s=2))
-    assert [clip_at(MediaBytes("film", p.data), [0, 1.0, 1.9]) for p in found[:3]] == [[0] * 3, [0] * 3, [0, 1, 1]]
+    assert [clip_at(MediaBytes("video", p.data), [0, 1.0, 1.9]) for p in found[:3]] == [[0] * 3, [0] * 3, [0, 1, 1]]
 
 
 def test_what_a_recipe_cannot_use_is_a_bad_file(tmp_path):
     for frames, fps, words in ((1, 2, "has 1 frame"), (2, 12, "lasts 0.167 s, less than two frames at 4 fps")):
-        path = write_video(tmp_path / "film.mp4", frames=frames, fps=fps)
-        with pytest.raises(DecodeError, match=rf"film\.mp4: {words}"):
+        path = write_video(tmp_path / "video.mp4", frames=frames, fps=fps)
+        with pytest.raises(DecodeError, match=rf"video\.mp4: {words}"):
             segments_of(path, ShardConfig(fps=4))
     np.save(tmp_path / "deep.npy", np.zeros((8, 32, 32), np.uint16))
     with pytest.raises(DecodeError, match=r"deep\.npy: has 1 channel of uint16, shards have 8-bit RGB; train on"):
@@ -148,8 +150,8 @@ def test_images_shrink_to_the_size_and_never_grow(tmp_path):
     assert scaled_size(720, 1280, 256, multiple=2) == (256, 456)
     assert scaled_size(1280, 720, 256, multiple=2) == (456, 256)
     assert scaled_size(101, 75, 256, multiple=2) == (100, 76)
-    segment = segments_of(write_rotated(tmp_path / "film.mp4", 90, frames=24))[0]
-    info = video_info(MediaBytes("film", segment.data))
+    segment = segments_of(write_rotated(tmp_path / "video.mp4", 90, frames=24))[0]
+    info = video_info(MediaBytes("video", segment.data))
     assert (info.width, info.height, info.rotation) == (segment.width, segment.height, 0) == (48, 48, 0)
     image = segments_of(write_image(tmp_path / "still.png", index=77, size=96), modality=Modality.IMAGE)[0]
     assert read_image(MediaBytes("still", image.data)).shape == (48, 48, 3)
@@ -157,9 +159,9 @@ def test_images_shrink_to_the_size_and_never_grow(tmp_path):
 
 
 def test_colors_survive_being_cut(tmp_path):
-    path = write_video(tmp_path / "film.mp4", frames=24, codec_options={"crf": "5"})
+    path = write_video(tmp_path / "video.mp4", frames=24, codec_options={"crf": "5"})
     segment = segments_of(path, ShardConfig(fps=12, crf=5))[0]
-    before, after = read_frames(path).pixels.float(), read_frames(MediaBytes("film", segment.data)).pixels.float()
+    before, after = read_frames(path).pixels.float(), read_frames(MediaBytes("video", segment.data)).pixels.float()
     assert (before - after).abs().mean() < 4 and (before.mean((0, 1, 2)) - after.mean((0, 1, 2))).abs().max() < 2
 
 
@@ -168,7 +170,7 @@ def test_colors_survive_being_cut(tmp_path):
 
 def test_a_video_in_memory_is_read_as_from_its_file_and_errors_carry_its_name(sources, tmp_path):
     path = sources / "0.mp4"
-    blob = MediaBytes("tar:film", path.read_bytes())
+    blob = MediaBytes("tar:video", path.read_bytes())
     assert read_frames(blob).pixels.equal(read_frames(path).pixels)
     assert clip_at(blob, [0.5, 3.0]) == [6, 36]
     damaged = flip_bytes(path, tmp_path / "damaged.mp4", 3).read_bytes()
@@ -178,8 +180,8 @@ def test_a_video_in_memory_is_read_as_from_its_file_and_errors_carry_its_name(so
         (damaged, "corrupt"),
         (b"text" * 99, "not a media"),
     ):
-        with pytest.raises(DecodeError, match=f"^tar:film: .*{words}"):
-            read_frames(MediaBytes("tar:film", data))
+        with pytest.raises(DecodeError, match=f"^tar:video: .*{words}"):
+            read_frames(MediaBytes("tar:video", data))
     with pytest.raises(DecodeError, match=r"^tar:still: not an image"):
         read_image(MediaBytes("tar:still", b"text" * 99))
 

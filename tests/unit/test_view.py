@@ -62,7 +62,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    return write_video(tmp_path_factory.mktemp("view") / "film.mp4", frames=36)
+    return write_video(tmp_path_factory.mktemp("view") / "video.mp4", frames=36)
 
 
 @pytest.fixture(scope="module")
@@ -540,11 +540,11 @@ def test_a_report_shows_features_and_an_object_of_the_sample_set(run, sample_set
 
 
 def test_a_report_shows_features_of_any_videos_and_names_those_that_cannot_be_read(run, video, tmp_path):
-    films = tmp_path / "films"
-    films.mkdir()
-    shutil.copy(video, films / "good.mp4")
-    (films / "bad.mp4").write_text("no film")
-    page = report(run, tmp_path, films)
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    shutil.copy(video, videos / "good.mp4")
+    (videos / "bad.mp4").write_text("no video")
+    page = report(run, tmp_path, videos)
     assert page.count("trained teacher</div>") == 1
     assert re.search(r"good\.mp4, 0\.\d to 2\.\d s", page)
     assert "Could not be read: " in page and "bad.mp4" in page
