@@ -238,7 +238,7 @@ def _parquet(path: Path, way: int) -> None:
         table.done()
         table.drop(["a.mp4"])
         return
-    pooled = SimpleNamespace(pooled=torch.ones(1, 8))
+    pooled = SimpleNamespace(pooled=torch.ones(1, 8), times=None)
     model = SimpleNamespace(weights_id="teacher-0", model_id="a", encode=lambda *_, **__: pooled)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

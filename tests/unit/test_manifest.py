@@ -31,7 +31,7 @@ def test_a_folder_is_searched_with_its_subfolders_sorted(tree: Path) -> None:
 
 def test_files_that_are_no_media_are_counted_by_suffix(tree: Path) -> None:
     assert list_media([str(tree)]).ignored == {".npz": 2, ".txt": 1}
-    (note, *_) = list_media([str(tree)]).notes
+    (note,) = [note for note in list_media([str(tree)]).notes if ".npz files" in note]
     assert re.fullmatch(r"ignored: 2 \.npz files \(\S+, \.\.\.\), 1 \.txt file \(\S+\)", note)
 
 

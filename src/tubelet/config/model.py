@@ -143,10 +143,11 @@ class ModelConfig(Settings):
             ConfigError: if height, width or frames are not multiples of the patch.
         """
         p, t = self.patch_size, self.tubelet_size
-        square = height == width
-        for name, size in (("the image size" if square else "height", height), ("width", width)):
+        for name, size in (("height", height), ("width", width)):
             if size < p or size % p:
-                raise ConfigError(f"{name} is {size} pixels, expected a multiple of the patch size {p}")
+                # Compared here only: graphs are exported for any height and width.
+                side = "the image size" if height == width else name
+                raise ConfigError(f"{side} is {size} pixels, expected a multiple of the patch size {p}")
         if frames == 1:
             return Grid(1, height // p, width // p)
         if frames < t or frames % t:
