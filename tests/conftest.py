@@ -10,7 +10,7 @@ from filelock import FileLock
 
 # As the command line does, and for the same reason: test processes share the cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-# Tests run side by side, one process a core, and so do the commands that they start.
+# Tests run side by side, in more processes than there are cores, and so do the commands that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # One process compiles; a pool of compilers would import PyTorch in each.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from tests.helpers.browser import Browser
 
 pytest_plugins = ("tests.helpers.leaks",)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Three processes for two cores: tests that wait for the processes they start leave a core idle."""
+    return max(1, 3 * (os.cpu_count() or 1) // 2)
 
 
 def pytest_collection_finish() -> None:
