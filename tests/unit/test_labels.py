@@ -512,7 +512,7 @@ def test_faults_of_masks(media):
         "line 5: narrow.png has 32 x 64 pixels, b.mp4 64 x 64",
         "line 6: .*no.png: missing",
         "line 7: .*no.jpg: does not exist",
-        "line 4: is about a video and has no start_s",
+        "lines 4, 5, 6: are about a video without start_s",
     ):
         assert any(
             re.search(words.replace("(35", r"\(35").replace("pixels)", r"pixels\)"), fault) for fault in faults

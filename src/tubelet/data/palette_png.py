@@ -36,6 +36,8 @@ def read_indexed(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
+            if (pages := getattr(image, "n_frames", 1)) > 1:
+                raise DecodeError(str(path), f"has {pages} pages, expected 1; save each as a file of its own")
             mode, labels = image.mode, np.array(image)
     except DecodeError:
         raise

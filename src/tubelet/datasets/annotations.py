@@ -138,6 +138,8 @@ def read_gray_png(path: Path) -> NDArray[np.integer]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if (pages := getattr(image, "n_frames", 1)) > 1:
+                    raise DataError(f"{path}: has {pages} pages, expected 1; save each as a file of its own")
                 values = np.asarray(image)
                 mode = image.mode
     except FileNotFoundError:

@@ -163,7 +163,10 @@ def row_samples(table: LabelTable) -> list[DenseSample]:
         inside = row.path.is_relative_to(table.path.parent)
         name = row.path.relative_to(table.path.parent).as_posix() if inside else row.path.name
         time_s = row.start_s if _is_video(row, table) else None
-        name = name if time_s is None else f"{name} at {time_s:g} s"
+        if row.page is not None:  # also where the rate of a stack is not known
+            name = f"{name}, frame {row.page}"
+        elif time_s is not None:
+            name = f"{name} at {time_s:g} s"
         names[name] += 1
         name = name if names[name] == 1 else f"{name}, {table.row_kind} {row.line}"
         targets = [path for path in (row.mask, row.depth) if isinstance(path, Path)]

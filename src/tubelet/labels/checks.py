@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tubelet.config.fields import nearest
+from tubelet.data.stacks import is_stack
 from tubelet.datasets.annotations import IGNORED
 from tubelet.labels.infer import infer_task, overlapping_rows
 from tubelet.labels.media_facts import MediaFacts, read_media_facts
+from tubelet.labels.pages import with_pages
 from tubelet.labels.records import LabelError, LabelRow, LabelTable
 
 logger = logging.getLogger(__name__)
@@ -50,13 +52,15 @@ def check_labels(
         progress: called with the number of media files done and of all.
 
     Returns:
-        The table with `durations_s`; times for frame numbers; spans, cut off at the end of the video, of `MOMENT_S`
+        The table with `durations_s`; a row for each page of masks and depth maps that have a page for each frame, see
+        `with_pages`; times for frame numbers; spans, cut off at the end of the video, of `MOMENT_S`
         around moments; for multi-label tasks one row for all labels of a file or span; and the classes of the task.
 
     Raises:
         LabelError: with all faults, those of reading the table included.
     """
     faults: list[Fault] = list(table.faults)
+    table = with_pages(table, task, faults)
     facts = read_media_facts(table, task, workers, progress)
     read, table = table, _without_unreadable(table, facts, max_failed_fraction)
     faults += _media_faults(table, facts)
@@ -72,6 +76,7 @@ def check_labels(
     if not inferred:
         faults += _column_faults(table, task)
     faults += _row_faults(timed_table, task, exclusive if exclusive is not None else task == "classification")
+    faults += _time_faults(timed_table, task)
     faults += _split_faults(table)
     faults += _class_faults(table, task, min_examples)
     faults += _mask_faults(read, task, checked.legend, facts)
@@ -251,10 +256,28 @@ def _empty_faults(table: LabelTable, row: LabelRow, task: str) -> Iterator[Fault
         problem = "depth is empty"
     elif task == "timeline" and row.start_s is None and {"start_s", "start_frame"} & set(table.columns):
         problem = "has no start, which a timeline needs"
-    elif task in ("segmentation", "depth") and table.durations_s[row.path] and row.start_s is None:
-        problem = "is about a video and has no start_s, expected the time of the frame"
     if problem:
         yield _fault(table, row, f"{problem}; fill it or remove the row")
+
+
+def _time_faults(table: LabelTable, task: str) -> Iterator[Fault]:
+    """Masks and depth maps of one frame of a video or stack that do not name the frame, all in one fault."""
+    if task not in ("segmentation", "depth"):
+        return
+    timeless = [row for row in table.rows if table.durations_s[row.path] and row.start_s is None]
+    target = "mask" if task == "segmentation" else "depth"
+    for kind, column, remedy in (
+        ("video", "start_s (or start_frame)", "add the column: the time (or number) of the frame"),
+        (
+            "stack",
+            "start_frame",
+            f"add the column: the page, from 0; or a {target} file with a page for each frame",
+        ),
+    ):
+        if rows := [row for row in timeless if is_stack(row.path) == (kind == "stack")]:
+            listed = _listed(table.row_kind, list(dict.fromkeys(row.line for row in rows)))
+            verb = "is" if len(rows) == 1 else "are"
+            yield rows[0].line, f"{listed}: {verb} about a {kind} without {column}; {remedy}"
 
 
 def _split_faults(table: LabelTable) -> Iterator[Fault]:
@@ -303,6 +326,7 @@ def _mask_faults(
     """Masks and depth maps that cannot be read, have another size than their image, or unknown values."""
     if task not in ("segmentation", "depth"):
         return
+    unknown: dict[tuple[int, str], tuple[LabelRow, Counter[int]]] = {}
     for path, each in facts.items():
         for number, mask in each.masks.items():
             row = table.rows[number]
@@ -315,10 +339,13 @@ def _mask_faults(
             elif mask.size is not None and each.size != (0, 0) and mask.size != each.size:
                 sizes = f"{mask.size[1]} x {mask.size[0]} pixels, {path.name} {each.size[1]} x {each.size[0]}"
                 yield _fault(table, row, f"{name} has {sizes}; expected equal sizes")
-            unknown = {value: count for value, count in mask.values.items() if value not in legend and value != IGNORED}
-            if unknown and task == "segmentation":
-                values = ", ".join(f"{value} ({count} pixels)" for value, count in unknown.items())
-                yield _fault(table, row, f"{name} has values without an entry in the legend: {values}")
+            if task == "segmentation":
+                counts = {v: count for v, count in mask.values.items() if v not in legend and v != IGNORED}
+                unknown.setdefault((row.line, name), (row, Counter()))[1].update(counts)
+    for (_, name), (row, total) in unknown.items():  # of all pages of a file
+        if total:
+            values = ", ".join(f"{value} ({count} pixels)" for value, count in total.items())
+            yield _fault(table, row, f"{name} has values without an entry in the legend: {values}")
 
 
 def _warn(table: LabelTable) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from tubelet.data.stacks import is_stack
 from tubelet.errors import DataError, MissingFileError, first_line
+from tubelet.labels.pages import read_page
 from tubelet.labels.records import LabelRow
 
 _FORMATS = ("PNG", "TIFF")
@@ -31,7 +33,7 @@ def read_depth(row: LabelRow) -> NDArray[np.float32]:
     """
     if row.depth is None:
         raise DataError(f"{row.path}: has no depth map; {_REMEDY}")
-    values = _read(row.depth)
+    values = read_page(row.depth, row.page) if is_stack(row.depth) else _read(row.depth)
     if values.ndim != 2 or values.dtype == np.uint8 or values.dtype == np.bool_:
         problem = f"{values.shape[2]} channels" if values.ndim == 3 else f"{8 * values.dtype.itemsize} bits"
         raise DataError(f"{row.depth}: has {problem}, expected one channel of more than 8 bits; {_REMEDY}")

@@ -3,11 +3,16 @@
 H x W pixels of an image.
 """
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from tubelet.data.stacks import is_stack
 from tubelet.datasets.annotations import IGNORED, read_gray_png
 from tubelet.errors import DataError
+from tubelet.labels.pages import read_page
 from tubelet.labels.records import LabelRow, MaskShape, MaskShapes
 
 BACKGROUND = 0
@@ -24,16 +29,26 @@ def read_mask(row: LabelRow) -> NDArray[np.uint8]:
         (H, W) uint8 class indices; `tubelet.datasets.annotations.IGNORED` (255) where the pixel does not count.
 
     Raises:
-        DataError: if the file is missing, unreadable, or not a PNG of class indices; or the row has no mask.
+        DataError: if the file is missing, unreadable, or has no class indices; or the row has no mask or page.
     """
     if row.mask is None:
         raise DataError(f"{row.path}: has no mask, expected a PNG of class indices")
     if isinstance(row.mask, MaskShapes):
         return draw_shapes(row.mask)
-    values = read_gray_png(row.mask)
+    values = _read_page(row.mask, row.page) if is_stack(row.mask) else read_gray_png(row.mask)
     if values.size and not 0 <= values.min() <= values.max() <= IGNORED:
-        raise DataError(f"{row.mask}: has values up to {values.max()}, expected class indices up to {IGNORED}")
+        raise DataError(
+            f"{row.mask}: has values from {values.min()} to {values.max()}, expected class indices from 0 to {IGNORED}"
+        )
     return values.astype(np.uint8)
+
+
+def _read_page(path: Path, page: int | None) -> NDArray[Any]:
+    values = read_page(path, page)
+    if values.ndim != 2 or values.dtype.kind == "f":
+        has = f"pages of {values.dtype}" if values.ndim == 2 else f"{values.shape[2]} channels"
+        raise DataError(f"{path}: has {has}, expected pages of one whole number per pixel")
+    return values
 
 
 def draw_shapes(mask: MaskShapes) -> NDArray[np.uint8]:

@@ -62,6 +62,7 @@ class LabelRow:
         values: the number columns, in the order of `LabelTable.targets`.
         mask: PNG of class indices, absolute, or shapes; None without one. `tubelet.labels.masks.read_mask` reads both.
         depth: depth map, absolute; None without one.
+        page: page of the mask or depth map, from 0, where its file has one for each frame; `check_labels` fills it.
         split: "train", "val", "test", or "" where the table does not say.
         group: files of one group are never on both sides of a split; "" where the table does not say.
         weight: weight of the row in training.
@@ -78,6 +79,7 @@ class LabelRow:
     values: tuple[float, ...] = ()
     mask: Path | MaskShapes | None = None
     depth: Path | None = None
+    page: int | None = None
     split: str = ""
     group: str = ""
     weight: float = 1.0

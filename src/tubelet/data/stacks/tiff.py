@@ -91,6 +91,9 @@ def read_page(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
         series = tifffile.TiffFile(file).series[0]
         layout = layout_of(name, series.axes, series.shape)
         info = info_of(name, layout, series.dtype)
+        if info.frames > 1:
+            remedy = "copy it to a local disk, where stacks are read"
+            raise DecodeError(name, f"has {info.frames} pages, expected 1; it is a stack: {remedy}")
         page = layout.frames(_positive(series.asarray(), series.keyframe))
         orientation = series.keyframe.tags.valueof("Orientation", 1)
         return np.ascontiguousarray(page[0], dtype=np.dtype(info.dtype)), int(orientation)
