@@ -232,37 +232,50 @@ def files_progress(console: Console, unit: str = "files") -> Iterator[Callable[[
 
 @contextmanager
 def stages_progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars for the stages of a command, and the function that moves them; log lines without a terminal."""
+    """Progress bars for the stages of a command, and the function that moves them; log lines without a terminal.
+
+    A stage may run in rounds: `training: fold 2 of 5` is a round of `training`, and shares its bar.
+    """
     if not console.is_terminal:
         yield ProgressLines().move
         return
     columns = (TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
+        latest: dict[str, tuple[str, int]] = {}  # name of the bar -> its round, and how far that is
 
         def move(stage: str, done: int, total: int) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage)
-            progress.update(bars[stage], completed=done, total=total)
+            name = stage.partition(": ")[0]
+            if name not in bars:
+                bars[name] = progress.add_task(stage, total=total)
+            elif stage != latest[name][0] or done < latest[name][1]:
+                progress.reset(bars[name])
+            latest[name] = stage, done
+            progress.update(bars[name], description=stage, completed=done, total=total)
 
         yield move
 
 
 class ProgressLines:
-    """Progress without a terminal: from time to time a line on standard error, with the time left."""
+    """Progress without a terminal: from time to time a line on standard error, with the time left of the stage."""
 
     def __init__(self) -> None:
         self._printed = time.monotonic()
-        self._first: dict[str, tuple[float, int]] = {}  # stage -> when it was first seen, and how far it was
+        # Stage -> when its latest run started, how far it was then, and how far it is.
+        self._runs: dict[str, tuple[float, int, int]] = {}
 
     def move(self, stage: str, done: int, total: int) -> None:
         """Record that `done` of `total` items of a stage are done."""
         now = time.monotonic()
-        start_time, before = self._first.setdefault(stage, (now, done))
+        start_time, before, latest = self._runs.get(stage, (now, done, done))
+        if done < latest:  # the stage runs again, as another training
+            start_time, before = now, done
+        self._runs[stage] = start_time, before, done
         if now - self._printed < PROGRESS_SECONDS:
             return
         self._printed = now
         left = f", {duration((now - start_time) / (done - before) * (total - done))} left" if done > before else ""
+        left += " in this round" if left and ": " in stage else ""
         line = f"{time.strftime('%H:%M:%S')} {stage}: {done:,} of {total:,}{left}"
         print_wrapped(open_console(stderr=True), line)
 

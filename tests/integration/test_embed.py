@@ -157,8 +157,12 @@ def test_a_bad_file_costs_only_itself_and_too_many_stop_the_command(videos, mode
     named = [record.args[0] for record in caplog.records if record.msg == "bad file %s"]
     assert (made.bad, made.files, [Path(file.path).name for file in named]) == (1, 11, ["x.mp4"])
     assert len(set(rows(tmp_path / "table")["path"])) == 10
-    with pytest.raises(TubeletError, match=r"1 of 1 files \(100 %\) cannot be read, more than the 5 %"):
+    with pytest.raises(TubeletError, match=r"1 of 1 file \(100 %\) cannot be read, more than the 5 %"):
         embed_collection(model, [str(tmp_path / "bad")], tmp_path / "other", SMALL)
+    (tmp_path / "bad" / "y.mp4").touch()
+    with pytest.raises(TubeletError, match=r"x\.mp4: .*y\.mp4: .*; 2 of 12 files"):
+        embed_collection(model, sources[::-1], tmp_path / "strict", SMALL)
+    assert len(set(rows(tmp_path / "strict")["path"])) == 10
 
 
 def test_a_video_that_breaks_half_way_leaves_no_rows_and_is_counted(videos, model, tmp_path):

@@ -280,6 +280,8 @@ def test_a_bad_file_costs_only_itself_and_too_many_stop_the_command(model, heads
             assert set(table(tmp_path / "out", name)["path"]) == set(table(tmp_path / "good", name)["path"])
     with pytest.raises(DataError, match="max-failed-fraction"):
         predict_collection(model, heads, [str(good)], tmp_path / "strict", QUICK)
+    for name in heads:
+        assert set(table(tmp_path / "strict", name)["path"]) == set(table(tmp_path / "good", name)["path"])
 
 
 def test_a_file_that_changed_is_read_again_and_counted(model, heads, folder, tmp_path):

@@ -187,6 +187,11 @@ WRONG = {
             "line 2: .*no.mp4: does not exist .also line 3.",
         ],
     ),
+    "moments that are none": (
+        "path,start_s,end_s,label\na.mp4,0,abc,x\na.mp4,1,2,x\nb.mp4,0,1,y\nb.mp4,1,2,y\n",
+        None,
+        ["^line 2: end_s is 'abc'"],
+    ),
     "unreadable file": (
         "path,label\nbad.mp4,x\na.mp4,x\nb.mp4,y\na.jpg,y\n",
         None,
@@ -367,12 +372,18 @@ WRONG = {
         ],
     ),
     "misnomers": (
-        "path,start,stop,class\na.mp4,0,1,x\n",
+        "path,start,stop,class\na.mp4,0,1,x\na.mp4,1,2,x\nb.mp4,0,1,y\nb.mp4,1,2,y\n",
         None,
         [
-            "column 'start' is unknown, expected start_s",
-            "column 'stop' is unknown",
-            "column 'class' is unknown, expected label",
+            "^header: unknown columns; rename start to start_s, stop to end_s, class to label$",
+        ],
+    ),
+    "misnomers and missing files": (
+        "video,onset,end,behavior\n" + "".join(f"no{i}.mp4,0,1,{'xy'[i % 2]}\n" for i in range(4)),
+        None,
+        [
+            "^header: unknown columns; rename video to path, onset to start_s, end to end_s, behavior to label$",
+            "^line 2: 4 of 4 files do not exist, such as .*no0.mp4; paths in the table are relative to its folder, /",
         ],
     ),
     "misspelled column": (
@@ -445,6 +456,25 @@ def test_all_faults_are_in_one_list_by_line(media):
     assert [fault.split(":")[0] for fault in faults] == ["line 2", "line 3", "line 4", "line 5", "line 6"]
 
 
+def test_missing_files_are_one_fault_that_names_the_folder_with_files_of_these_names(tmp_path):
+    (tmp_path / "cam").mkdir()
+    for i in range(5):
+        (tmp_path / "cam" / f"{i}.mp4").touch()
+    table = "path,label\n" + "".join(f"{i}.mp4,x\n" for i in range(6))
+    (fault,) = (fault for fault in faults_of(write(tmp_path, table)) if "exist" in fault)
+    assert fault.startswith(f"line 2: 6 of 6 files do not exist, such as {tmp_path}/0.mp4; 5 of these names are in")
+    assert fault.endswith(f"{tmp_path}: write cam/0.mp4 for 0.mp4, or move the table there")
+    (fault,) = (fault for fault in faults_of(write(tmp_path, "path,label\n1.mp4,x\n")) if "exist" in fault)
+    assert "1.mp4: does not exist; 1 of these names is in" in fault
+
+
+def test_a_single_moment_is_counted_in_the_singular(media, caplog):
+    table = "path,start_s,end_s,label\na.mp4,0,1,x\na.mp4,1,,y\nb.mp4,0,1,y\nb.mp4,1,2,x\n"
+    with caplog.at_level("INFO"):
+        check_labels(read_labels(write(media, table)))
+    assert "1 label has no end: it is a span of 1 s around its time" in caplog.text
+
+
 def test_an_error_shows_its_faults_on_lines_of_their_own(media):
     with pytest.raises(LabelError) as caught:
         check_labels(read_labels(write(media, "path,label\nno\x1b.mp4,x\nno.mp4,x\n")))
@@ -456,7 +486,7 @@ def test_an_error_shows_its_faults_on_lines_of_their_own(media):
     )
 
 
-@pytest.mark.parametrize("text", ["", "path,label\n", "file,label\na.mp4,x\n"])
+@pytest.mark.parametrize("text", ["", "path,label\n", "name_of,label\na.mp4,x\n"])
 def test_a_table_without_rows_or_paths_is_an_error(media, text):
     with pytest.raises(LabelError):
         read_labels(write(media, text))

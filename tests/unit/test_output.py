@@ -15,12 +15,14 @@ from rich.text import Text
 from tubelet import cli
 from tubelet.console import (
     Output,
+    ProgressLines,
     duration,
     files_progress,
     open_console,
     output_error,
     print_wrapped,
     set_terminal_size,
+    stages_progress,
 )
 from tubelet.errors import BadFile, TubeletError, escape_unprintable
 
@@ -182,6 +184,32 @@ def test_progress_without_a_terminal_is_a_line_now_and_then_with_the_time_left(m
         "12:00:00 files: 310 of 1,000, 69 s left",
         "12:00:00 files: 700 of 1,000, 30 s left",
     ]
+
+
+def test_the_time_left_is_that_of_the_latest_round(monkeypatch, capsys):
+    clock = iter([0.0, 0.0, 1000.0, 1000.0, 1040.0, 1040.0, 1080.0])
+    monkeypatch.setattr("tubelet.console.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("tubelet.console.time.strftime", lambda form: "12:00:00")
+    lines = ProgressLines()
+    for stage, done in (("training", 0), ("training", 150), ("training", 0), ("training", 50)):
+        lines.move(stage, done, 150)
+    for done in (0, 50):
+        lines.move("training: fold 2 of 5", done, 150)
+    assert capsys.readouterr().err.splitlines() == [
+        "12:00:00 training: 150 of 150, 0 s left",
+        "12:00:00 training: 50 of 150, 80 s left",
+        "12:00:00 training: fold 2 of 5: 50 of 150, 80 s left in this round",
+    ]
+
+
+def test_a_bar_starts_with_the_total_and_again_in_each_round():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with stages_progress(console) as move:
+        for stage in ("training: fold 1 of 2", "training: fold 2 of 2"):
+            for done in (0, 12):
+                move(stage, done, 12)
+    text = console.file.getvalue()
+    assert "/100" not in text and text.rstrip().count("fold 2 of 2") >= 1
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ class StepDataset(Dataset[StepData]):
                     self.known_bad[key] = BadFile(path, error.reason)
             bad[key] = self.known_bad[key]
             total = sum(map(len, self.samplers.values()))
-            check_failed_fraction(bad.values(), total, self.config.data.max_failed_fraction)
+            check_failed_fraction(bad.values(), total, self.config.data.max_failed_fraction, finished=True)
         raise DataError(f"all {len(index)} {modality} files cannot be read; one is {bad[key]}")
 
     def _read(

@@ -146,7 +146,7 @@ def _embed(
             noted.update(name for row in batch.rows for name in ("short", "repeating") if row.get(name))
             finished += batch.ended
             progress(finished, total)
-            check_failed_fraction(bad, total, config.max_failed_fraction)
+            check_failed_fraction(bad, total, config.max_failed_fraction, finished=False)
     finally:  # computed rows are kept after any error, except those of truncated files
         names = {escape_filename(file.path) for file in bad}
         truncated = {key for key in names if key in row_counts or key in clips.done}
@@ -156,6 +156,7 @@ def _embed(
         except RuntimeError:  # the death of a worker is raised once, possibly here
             _write(table, truncated, listed)
             raise
+    check_failed_fraction(bad, total, config.max_failed_fraction, finished=True)
     complete = sum(count for key, count in row_counts.items() if key not in truncated)
     changed = clips.changed - names
     return EmbedSummary(

@@ -73,17 +73,19 @@ def finetune_clips(
         TubeletError: if files cannot be read, the loss is not finite, or a signal stops the fit.
     """
     data, splits = load_clip_data(context, objective, frozen.features)
-    tune = partial(_tune, context, objective, data, frozen, recipe)
+    tune = partial(_tune, objective=objective, data=data, frozen=frozen, recipe=recipe)
     everything = np.arange(len(data.targets))
     fitting, choosing = inner_split(context, data, splits[0][0])
-    calibration = tune(fitting, choosing)
+    calibration = tune(context.in_round("calibration"), train=fitting, test=choosing)
     if len(splits) == 1:
         train, held_out = splits[0]
-        head = tune(train, everything)
+        head = tune(context, train=train, test=everything)
         logits = head.logits[torch.from_numpy(held_out)]
     else:  # measured by folds: the head itself learns from all rows
-        logits = torch.cat([tune(train, held_out).logits for train, held_out in splits])
-        head = tune(everything, everything)
+        logits = torch.cat(
+            [tune(context.in_fold(i), train=train, test=test).logits for i, (train, test) in enumerate(splits)]
+        )
+        head = tune(context.in_round("all rows"), train=everything, test=everything)
     tuned = replace(
         frozen,
         network=head.network,

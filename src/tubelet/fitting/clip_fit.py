@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import DataError
 from tubelet.fitting.features import ClipFeatures, extract_rows, mean_by_row
-from tubelet.fitting.label_task import FitContext
+from tubelet.fitting.label_task import ROUNDS, FitContext
 from tubelet.fitting.training import (
     Candidate,
     Loss,
@@ -165,23 +165,29 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
         TubeletError: if rows cannot be read, or there are too few of them.
     """
     data, splits = load_clip_data(context, objective)
-    trial = partial(train_clips, context, objective, data)
+    trial = partial(train_clips, objective=objective, data=data)
+    choice, measurement = context.in_round(ROUNDS[0]), context.in_round(ROUNDS[1])
     grid = candidates(context.task, context.config.networks or networks, context.config, len(splits[0][0]))
     inner = [inner_split(context, data, train) for train, _ in splits]
     scores = np.zeros((len(inner), len(grid)))
     logits_of: list[list[Tensor]] = []
     for i, (fitting, choosing) in enumerate(inner):
-        logits_of.append([logits for _, logits, _ in trial(grid, fitting, choosing)])
+        logits_of.append([logits for _, logits, _ in trial(choice.in_fold(i), grid=grid, train=fitting, test=choosing)])
         targets = data.targets[choosing]
         scores[i] = [objective.choose(logits, targets) for logits in logits_of[-1]]
     mean = scores.mean(0)
     if not np.isfinite(mean).any():
         raise DataError("all heads diverged; lower --learning-rates, or leave them out")
     best = int(np.where(np.isfinite(mean), mean, -np.inf).argmax())
-    outer = [trial([grid[best]], train, held_out)[0] for train, held_out in splits]
+    outer = [
+        trial(measurement.in_fold(i), grid=[grid[best]], train=train, test=held_out)[0]
+        for i, (train, held_out) in enumerate(splits)
+    ]
     network, scale = outer[0][0], outer[0][2]
     if len(splits) > 1:  # measured by folds: the head itself learns from all rows
-        network, _, scale = trial([grid[best]], np.arange(len(data.targets)), splits[0][1][:1])[0]
+        all_rows = np.arange(len(data.targets))
+        final = measurement.in_round("all rows")
+        network, _, scale = trial(final, grid=[grid[best]], train=all_rows, test=splits[0][1][:1])[0]
     return ClipFit(
         network=network,
         candidate=grid[best],
@@ -220,8 +226,8 @@ def held_out_logits(
     data, splits = load_clip_data(context, objective, features)
     used = [_subset(context, data, train, train_fraction) for train, _ in splits]
     logits = [
-        train_clips(context, objective, data, [candidate], rows, held_out)[0][1]
-        for rows, (_, held_out) in zip(used, splits, strict=True)
+        train_clips(context.in_fold(i), objective, data, [candidate], rows, held_out)[0][1]
+        for i, (rows, (_, held_out)) in enumerate(zip(used, splits, strict=True))
     ]
     return torch.cat(logits), round(sum(map(len, used)) / len(splits))
 

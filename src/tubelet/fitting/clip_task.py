@@ -17,7 +17,7 @@ from tubelet.fitting.clip_finetune import finetune_clips
 from tubelet.fitting.clip_fit import ClipFit, ClipObjective, fit_clips, held_out_logits
 from tubelet.fitting.features import ClipFeatures, span_of
 from tubelet.fitting.finetune import finetune_recipe
-from tubelet.fitting.label_task import FitContext
+from tubelet.fitting.label_task import ROUNDS, FitContext
 from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
 from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics
@@ -132,9 +132,10 @@ def _baseline_logits(
         if name == "motion energy" and context.head_input.frames == 1:
             continue  # an image has no motion
         flat = values.flatten(1)[:, None, None]  # (M, 1, 1, T·P)
-        baselines.append((name, held_out_logits(context, objective, candidate, _with_tokens(features, flat))[0]))
+        baseline = context.in_round(f"{ROUNDS[2]} {name}")
+        baselines.append((name, held_out_logits(baseline, objective, candidate, _with_tokens(features, flat))[0]))
     random_model = random_init_like(context.model, context.config.seed)
-    random = context.with_model(random_model)
+    random = context.in_round(f"{ROUNDS[2]} random weights").with_model(random_model)
     baselines.append(("random weights", held_out_logits(random, objective, fit.candidate)[0]))
     return baselines
 
@@ -190,7 +191,8 @@ def _curve(
     """The first metric of the chosen candidate with fewer labels, on features of the frozen encoder."""
     points = []
     for fraction in CURVE_FRACTIONS:
-        logits, rows = held_out_logits(context, objective, fit.candidate, fit.features, fraction)
+        curve = context.in_round(f"{ROUNDS[3]} {fraction:.0%}")
+        logits, rows = held_out_logits(curve, objective, fit.candidate, fit.features, fraction)
         points.append(LearningCurvePoint(labels=rows, metric=measure(logits).metrics[0]))
     trained = round(np.mean([len(train) for train, _ in context.splits]))
     return [*points, LearningCurvePoint(labels=trained, metric=full.metrics[0])]

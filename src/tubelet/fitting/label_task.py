@@ -23,6 +23,8 @@ from tubelet.tasks.common.extract import Progress, extract
 
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Indices of the training rows and of the held-out rows of a table."""
+ROUNDS = ("part 1 of 4, choice", "part 2 of 4, held-out scores", "part 3 of 4, baseline", "part 4 of 4, learning curve")
+"""The rounds of trainings of a fit, in order, as its progress names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,24 @@ class FitContext:
         if model is self.model:
             return self
         return replace(self, model=model, cache=FeatureCache(self.cache.folder.parent, model))
+
+    def in_round(self, name: str) -> Self:
+        """The same fit, whose progress names a round: the stage `training` becomes `training: NAME`.
+
+        Args:
+            name: the round, such as "fold 2 of 5"; of a round in a round, both are named.
+        """
+
+        def progress(stage: str, done: int, total: int) -> None:
+            first, _, inner = stage.partition(": ")
+            self.progress(f"{first}: {name}{', ' * bool(inner)}{inner}", done, total)
+
+        return replace(self, progress=progress)
+
+    def in_fold(self, number: int) -> Self:
+        """The same fit, whose progress names a fold, counted from 0, if there are several."""
+        count = len(self.splits)
+        return self.in_round(f"fold {number + 1} of {count}") if count > 1 else self
 
     @property
     def extract(self) -> Extract:

@@ -64,6 +64,9 @@ Rows = NDArray[np.int64]
 """(rows,) indices of rows of a table."""
 
 
+_ROUNDS = ("part 1 of 3, head", "part 2 of 3, baseline", "part 3 of 3, learning curve")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PixelObjective:
     """The differences between the tasks on pixels.
@@ -252,13 +255,13 @@ def score_splits(
     Raises:
         TubeletError: if files cannot be read, or no held-out image has a pixel that counts.
     """
-    evaluation = evaluation_context(context, objective, features)
     scores: list[Tensor] = []
     rows: list[int] = []
     worst: list[tuple[float, int, Map, Map, Any]] = []
     bad: dict[str, BadFile] = {}
     without_truth = 0
-    for train, held_out in context.splits:
+    for number, (train, held_out) in enumerate(context.splits):
+        evaluation = evaluation_context(context.in_fold(number), objective, features)
         samples, size = inputs.samples, inputs.size
         dataset = objective.dataset(context.table, samples, train)
         units = inputs.units[train]
@@ -283,7 +286,7 @@ def score_splits(
             shape = (truth.shape[0], truth.shape[1])
             predicted = objective.predict(tokens.to(context.model.device), head.head, dataset, size, shape)
             statistics = objective.statistics(predicted, truth, dataset)
-            context.progress("testing", done, len(selected))
+            evaluation.progress("testing", done, len(selected))
             if statistics is None:
                 without_truth += 1
                 continue
@@ -334,14 +337,14 @@ def fit_pixels(context: FitContext, objective: PixelObjective, classes: tuple[st
             f"{size // context.model.patch_size * context.model.patch_size or context.model.patch_size}"
         )
     inputs = PixelInputs(samples=row_samples(context.table), units=row_units(context.table), size=size)
-    scores = score_splits(context, objective, inputs)
+    scores = score_splits(context.in_round(_ROUNDS[0]), objective, inputs)
     head_metrics = ModelMetrics(model=OWN, metrics=objective.measure(scores.statistics, inputs.units[scores.rows]))
     baselines = _baselines(context, objective, inputs)
     final, dataset = scores.head, scores.dataset
     if len(context.splits) > 1:  # measured by folds: the head in the file learns from all rows
         everything = np.arange(len(inputs.samples))
         dataset = objective.dataset(context.table, inputs.samples, everything)
-        full_context = replace(context, splits=[(everything, everything)])
+        full_context = replace(context.in_round(f"{_ROUNDS[0]}, all images"), splits=[(everything, everything)])
         _, final = objective.train(
             evaluation_context(full_context, objective),
             dataset,
@@ -383,7 +386,8 @@ def _baselines(context: FitContext, objective: PixelObjective, inputs: PixelInpu
         ("random weights", random_model, placed_features(random_model, context.head_input.levels)),
     ):
         cache = context.cache if model is context.model else FeatureCache(context.cache.folder.parent, model)
-        scores = score_splits(replace(context, model=model, cache=cache), objective, inputs, features)
+        baseline = replace(context.in_round(f"{_ROUNDS[1]} {name}"), model=model, cache=cache)
+        scores = score_splits(baseline, objective, inputs, features)
         metrics = objective.measure(scores.statistics, inputs.units[scores.rows])
         baselines.append(ModelMetrics(model=name, metrics=metrics))
     return baselines
@@ -417,7 +421,8 @@ def _curve(
         labels = round(float(np.mean([len(train) for train, _ in splits])))
         if min(len(train) for train, _ in splits) < 2 or labels in (trained, *(point.labels for point in points)):
             continue
-        scores = score_splits(replace(context, splits=splits), objective, inputs)
+        curve = replace(context, splits=splits).in_round(f"{_ROUNDS[2]} {fraction:.0%}")
+        scores = score_splits(curve, objective, inputs)
         metric = objective.measure(scores.statistics, inputs.units[scores.rows])[0]
         points.append(LearningCurvePoint(labels=labels, metric=metric))
     return [*points, LearningCurvePoint(labels=trained, metric=full.metrics[0])]

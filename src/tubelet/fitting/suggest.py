@@ -136,6 +136,8 @@ def check_suggestions(path: Path) -> None:
         table = read_labels(path)
     except TubeletError as error:
         raise FileError(f"{path}: exists and is not a table of suggestions; choose another --out") from error
+    if table.faults:
+        raise FileError(f"{path}: exists and is not a table of suggestions; choose another --out")
     if table.targets or any(row.labels for row in table.rows):
         raise FileError(f"{path}: has labels that would be lost; rename it, or choose another --out")
 

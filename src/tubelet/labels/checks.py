@@ -1,6 +1,7 @@
 """Checks of a label table against its media: all faults at once, before anything is computed."""
 
 import logging
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ END_TOLERANCE_S = 0.1
 """Seconds by which a span may end after its video, as it does where another stream of the file is longer."""
 _SHOWN = 3
 _NAMED = 10
+_SEARCHED = 2000  # folders that are searched for missing files
 _NEEDED = {
     "classification": "label", "multilabel": "label", "timeline": "label", "segmentation": "mask", "depth": "depth",
 }  # fmt: skip
@@ -108,9 +110,10 @@ def _timed(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fau
             timed = _with_times(row, facts[row.path], problems)
             faults += [_fault(table, row, problem) for problem in problems]
             rows += [] if problems else [timed]
-    moments = [row for row in table.rows if row.start_s is not None and row.end_s is None]
+    moments = [row for row in table.rows if row.start_s is not None and row.end_s is None and row.line not in faulty]
     if count := sum(row.mask is None and row.depth is None for row in moments):
-        logger.info("%d labels are about moments: each is a span of %g s around its time", count, MOMENT_S)
+        subject = "1 label has no end: it" if count == 1 else f"{count} labels have no end: each"
+        logger.info("%s is a span of %g s around its time", subject, MOMENT_S)
     durations = {path: each.duration_s for path, each in facts.items() if not each.fault}
     return replace(table, rows=tuple(rows), durations_s=durations)
 
@@ -125,15 +128,40 @@ def _fault(table: LabelTable, row: LabelRow, problem: str) -> Fault:
 
 
 def _media_faults(table: LabelTable, facts: Mapping[Path, MediaFacts]) -> Iterator[Fault]:
-    """One fault for each file, with all its lines."""
+    """One fault for each file, with all its lines; one for all missing files, if they are many."""
     rows: dict[Path, list[LabelRow]] = defaultdict(list)
     for row in table.rows:
         rows[row.path].append(row)
+    missing = [path for path, each in facts.items() if each.missing and path in rows]
+    where = f"; {_where(table, missing)}" if missing else ""
+    if len(missing) > _SHOWN:
+        count = f"{len(missing)} of {len(facts)} files do not exist, such as {missing[0]}"
+        yield _fault(table, rows[missing[0]][0], count + where)
     for path, each in facts.items():
-        if each.fault and path in rows:
+        if each.fault and path in rows and (not each.missing or len(missing) <= _SHOWN):
             first, *others = rows[path]
             also = f" (also {_listed(table.row_kind, [row.line for row in others])})" if others else ""
-            yield _fault(table, first, f"{path}: {each.fault}{also}")
+            yield _fault(table, first, f"{path}: {each.fault}{also}{where if missing[:1] == [path] else ''}")
+
+
+def _where(table: LabelTable, missing: Sequence[Path]) -> str:
+    """What the paths of missing files are relative to, and a folder below it with files of these names."""
+    home = table.path if table.path.is_dir() else table.path.parent
+    names = {path.name for path in missing}
+    found: Counter[Path] = Counter()
+    for number, (folder, _, files) in enumerate(os.walk(home)):
+        found[Path(folder)] = len(names.intersection(files))
+        if number == _SEARCHED:
+            break
+    best, count = found.most_common(1)[0] if found else (home, 0)
+    relative = f"paths in the table are relative to its folder, {home}"
+    if not count:
+        return relative
+    example = min(names.intersection(path.name for path in best.iterdir()))
+    return (
+        f"{count} of these names {'is' if count == 1 else 'are'} in {best}; {relative}: write "
+        f"{(best / example).relative_to(home).as_posix()} for {example}, or move the table there"
+    )
 
 
 def _listed(kind: str, lines: Sequence[int]) -> str:
@@ -358,10 +386,10 @@ def _warn(table: LabelTable) -> None:
     if single and len(set.union(*files.values())) > 1:
         names = ", ".join(single[:_NAMED]) + ", ..." * (len(single) > _NAMED)
         logger.warning(
-            "%d classes are in one file or group only, so that they cannot be trained and measured: %s",
-            len(single),
+            "%s in one file or group only, too few to train on and to measure on: %s",
+            "1 class is" if len(single) == 1 else f"{len(single)} classes are",
             names,
         )
     tiny = Counter(label for row in table.rows if row.weight == 0 for label in row.labels or ("",))
     if total := sum(tiny.values()):
-        logger.warning("%d rows have the weight 0 and are not trained on", total)
+        logger.warning("%s the weight 0, without use in training", "1 row has" if total == 1 else f"{total} rows have")

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
@@ -45,6 +45,11 @@ _REMEDY = "save the table again"
 _URL = re.compile(r"\w{2,}:/")  # as a URL and as the path that it becomes; a drive of Windows has one letter
 # Columns of numbers that are a known column under another name rather than targets, and of text that are labels.
 _MISNOMERS = {
+    "path": (
+        *("video", "videos", "video_path", "video_file", "video_name", "clip", "movie", "recording", "source"),
+        *("file", "files", "filename", "file_path", "filepath", "media", "media_path", "media_file", "media_name"),
+        *("image", "images", "image_path", "image_file", "image_name", "img_path"),
+    ),
     "start_s": ("start", "begin", "begin_s", "start_time", "onset", "start (s)", "start_sec", "start_ms"),
     "end_s": ("end", "stop", "stop_s", "end_time", "offset", "stop (s)", "end_sec", "end_ms"),
     "label": ("class", "labels", "category", "behavior", "behaviour"),
@@ -135,12 +140,13 @@ def _read_own(path: Path) -> LabelTable:
         other = next((each for each in others if each in cells.header), None)
         if name not in columns and other is not None:
             columns[name] = other
+    misnomers = _misnomers(cells.header, columns)
+    faults = [*cells.faults, *((0, f"header: {fault}") for fault in _header_faults(cells.header, columns, misnomers))]
+    # As if they were renamed, so that all faults are in one list.
+    columns |= {column: name for name, column in misnomers.items() if not name.lower().endswith("_ms")}
+    targets = _targets(cells, columns, misnomers, faults)
     if "path" not in columns:
-        hint = nearest("path", cells.header)
-        header = ", ".join(cells.header)[:300] or "nothing"
-        raise LabelError(path, [f"the header has no column path, found {header}{hint}; rename the column of the files"])
-    faults = [*cells.faults, *_header_faults(cells.header, columns)]
-    targets = _targets(cells, columns, faults)
+        raise LabelError(path, [fault for _, fault in faults])
     rows = []
     resolved: dict[str, Path] = {}
     for line, row in cells.rows:
@@ -210,13 +216,17 @@ def _text(value: object) -> str:
     return str(value).strip()
 
 
-def _header_faults(header: Sequence[str], columns: dict[str, str]) -> list[tuple[int, str]]:
-    """Columns that are there twice, or that have nearly the name of a known one."""
+def _header_faults(header: Sequence[str], columns: dict[str, str], misnomers: dict[str, str]) -> list[str]:
+    """Columns that are there twice, columns to rename, and a missing column of paths."""
     faults = [f"column {name!r} is there twice; rename or remove one" for name in _duplicate_columns(header)]
-    for name, column in _misnomers(header, columns).items():
-        unit = " and convert it to seconds" if name.lower().endswith("_ms") else ""
-        faults.append(f"column {name!r} is unknown, expected {column}; rename it{unit}")
-    return [(0, f"header: {fault}") for fault in faults]
+    if "path" not in {*columns, *misnomers.values()}:
+        found = ", ".join(header)[:300] or "nothing"
+        faults.append(f"has no column path, found {found}{nearest('path', header)}; rename the column of the files")
+    if misnomers:
+        units = {name: " (converted to seconds)" if name.lower().endswith("_ms") else "" for name in misnomers}
+        renames = ", ".join(f"{name} to {column}{units[name]}" for name, column in misnomers.items())
+        faults.append(f"unknown column{'s' * (len(misnomers) > 1)}; rename {renames}")
+    return faults
 
 
 def _misnomers(header: Sequence[str], columns: dict[str, str]) -> dict[str, str]:
@@ -224,7 +234,7 @@ def _misnomers(header: Sequence[str], columns: dict[str, str]) -> dict[str, str]
     misnomers: dict[str, str] = {}
     for column, others in _MISNOMERS.items():
         if column not in columns and column.replace("_s", "_frame") not in columns:
-            misnomers |= {name: column for name in header if name.lower() in others}
+            misnomers |= dict.fromkeys([name for name in header if name.lower() in others][:1], column)
     return misnomers
 
 
@@ -233,9 +243,11 @@ def _duplicate_columns(header: Sequence[str]) -> list[str]:
     return sorted({name for name in lowered if lowered.count(name) > 1})
 
 
-def _targets(cells: _Cells, columns: dict[str, str], faults: list[tuple[int, str]]) -> list[str]:
-    """The number columns; a column of mostly numbers has a fault for each cell that is none."""
-    taken = {*columns.values(), *_misnomers(cells.header, columns), *IGNORED_COLUMNS, ""}
+def _targets(
+    cells: _Cells, columns: dict[str, str], misnomers: Collection[str], faults: list[tuple[int, str]]
+) -> list[str]:
+    """The other number columns; one of mostly numbers has a fault for each cell that is none."""
+    taken = {*columns.values(), *misnomers, *IGNORED_COLUMNS, ""}
     targets, unused = [], []
     for column in dict.fromkeys(cells.header):
         if column in taken:

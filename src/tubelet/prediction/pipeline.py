@@ -214,8 +214,10 @@ def predict_collection(
             for number, name in enumerate(each.outputs)
         ]
     read = {modality for each in passes for modality in each.layout.modalities}
+    files = sum(map(media.count, read))
+    check_failed_fraction(bad.values(), files, config.max_failed_fraction, finished=True)
     return PredictSummary(
-        files=sum(map(media.count, read)),
+        files=files,
         before=min(result.before for result in results),
         changed=len(set[str]().union(*(result.changed for result in results))),
         bad_files=[bad[path] for path in sorted(bad)],
@@ -306,7 +308,7 @@ def _run_pass(
                     logger.warning("bad file %s", file)
             finished += batch.ended
             progress(finished, total)
-            check_failed_fraction(list(bad.values()), total, config.max_failed_fraction)
+            check_failed_fraction(bad.values(), total, config.max_failed_fraction, finished=False)
     finally:  # what was computed is kept after any error, except for truncated files
         truncated = {escape_filename(path) for path in bad.keys() - bad_elsewhere} & complete
         try:

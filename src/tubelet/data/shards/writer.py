@@ -160,7 +160,7 @@ def _run(
         for file in new:
             logger.warning("bad file %s", file)
         progress(done, total)
-        check_failed_fraction(bad, total, max_failed_fraction)
+        check_failed_fraction(bad, total, max_failed_fraction, finished=done == total)
 
     for job in jobs:
         if (marker := read_marker(job)) is not None:

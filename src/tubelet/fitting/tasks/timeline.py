@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import DataError
 from tubelet.fitting.clip_task import OWN
-from tubelet.fitting.label_task import FitContext, LabelTask
+from tubelet.fitting.label_task import ROUNDS, FitContext, LabelTask
 from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
 from tubelet.fitting.timeline_fit import (
     LabeledVideo,
@@ -63,11 +63,12 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
     """
     data = load_timelines(context)
     best, sweep, chosen = _choose(context, data)
-    measured = _measure(context, data, best, OWN, chosen=chosen)
+    measurement = context.in_round(ROUNDS[1])
+    measured = _measure(measurement, data, best, OWN, chosen=chosen)
     baselines = _baselines(context, data, best)
     network = measured.networks[0]
     if len(data.splits) > 1:  # measured by folds: the head itself learns from all videos
-        (network,) = train_timelines(context, data, [best], range(len(data.videos)))
+        (network,) = train_timelines(measurement.in_round("all videos"), data, [best], range(len(data.videos)))
     novelty, quantiles = _novelty(data)
     spec = HeadSpec(
         task=context.task,
@@ -116,7 +117,7 @@ def _choose(
     scored: list[list[tuple[int, Tensor]]] = [[] for _ in grid]
     for i, (train, _) in enumerate(data.splits):
         fitting, choosing = inner_split(context, data, train)
-        networks = train_timelines(context, data, grid, fitting)
+        networks = train_timelines(context.in_round(ROUNDS[0]).in_fold(i), data, grid, fitting)
         for j, network in enumerate(networks):
             logits = [timeline_logits(network, data.videos[k].steps) for k in choosing]
             scores[i, j] = np.mean(
@@ -162,13 +163,14 @@ def _measure(
         calibrated: the head whose temperature and rules are used; None fits them.
     """
     unseen, held_out, networks = list(chosen), [], []
-    for train, test in data.splits:
+    for number, (train, test) in enumerate(data.splits):
+        fold = context.in_fold(number)
         used = _subset(data, train, train_fraction)
         if not chosen and calibrated is None:
             fitting, choosing = inner_split(context, data, used)
-            (network,) = _train(context, data, candidate, fitting)
+            (network,) = _train(fold.in_round("calibration"), data, candidate, fitting)
             unseen += [(i, timeline_logits(network, data.videos[i].steps)) for i in choosing]
-        (network,) = _train(context, data, candidate, used)
+        (network,) = _train(fold, data, candidate, used)
         held_out += [(i, timeline_logits(network, data.videos[i].steps)) for i in test]
         networks.append(network)
     temperature, rules = _calibrate(data, unseen) if calibrated is None else (calibrated.temperature, calibrated.rules)
@@ -240,15 +242,16 @@ def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list
     What moves how much is one number of a time step, over which no network but the temporal one can be trained.
     """
     random_model = random_init_like(context.model, context.config.seed)
-    random = context.with_model(random_model)
+    random = context.in_round(f"{ROUNDS[2]} random weights").with_model(random_model)
     neighbors = Candidate(network="knn", options={}, hparams=None)
     pixels = _with_tokens(data, [video.steps.pixels[:, None] for video in data.videos])
     motion = _with_tokens(data, [video.steps.motion[:, None] for video in data.videos])
     causal = {"causal": True} if context.config.causal else {}
+    moved = context.in_round(f"{ROUNDS[2]} motion energy")
     return [
         _majority(data),
         _measure(context, pixels, neighbors, "k-NN on pixels"),
-        _measure(context, motion, replace(best, network="temporal", options=causal), "motion energy"),
+        _measure(moved, motion, replace(best, network="temporal", options=causal), "motion energy"),
         _measure(random, load_timelines(random), best, "random weights"),
     ]
 
@@ -279,7 +282,8 @@ def _curve(context: FitContext, data: TimelineData, best: Candidate, full: _Meas
     points = []
     for fraction in (0.25, 0.5):
         if fraction * min(len(train) for train, _ in data.splits) >= 1:
-            metrics = _measure(context, data, best, OWN, fraction, calibrated=full).metrics.metrics
+            curve = context.in_round(f"{ROUNDS[3]} {fraction:.0%}")
+            metrics = _measure(curve, data, best, OWN, fraction, calibrated=full).metrics.metrics
             points.append(LearningCurvePoint(labels=_labels(data, fraction), metric=metrics[0]))
     return [*points, LearningCurvePoint(labels=_labels(data, 1.0), metric=full.metrics.metrics[0])]
 

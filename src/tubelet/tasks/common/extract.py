@@ -161,7 +161,7 @@ def extract(
         for number, views in zip(missing, _read_ahead(views_of, min(workers, len(missing)), prefetch_mb), strict=True):
             if isinstance(views, BadFile):
                 bad[number] = views
-                check_failed_fraction(bad.values(), len(sources), max_failed_fraction)
+                check_failed_fraction(bad.values(), len(sources), max_failed_fraction, finished=False)
                 continue
             if waiting and not _fits(model, waiting, views):
                 progress("encoding", done + encoded.add(waiting), len(sources))
@@ -171,6 +171,7 @@ def extract(
             encoded.add(waiting)
         done += encoded.flush()
     progress("encoding", done, len(sources))
+    check_failed_fraction(bad.values(), len(sources), max_failed_fraction, finished=True)
     readable = [number for number in range(len(sources)) if number not in bad]
     if bad and not readable:
         first = bad[min(bad)]
