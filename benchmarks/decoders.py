@@ -174,7 +174,7 @@ def main(
     """Print both tables.
 
     Args:
-        readers: Whom to compare; `pyav` is FFmpeg as it comes, `player` FFmpeg with a player's filters.
+        readers: Whom to compare; `pyav` is FFmpeg without options, `player` FFmpeg with a player's filters.
         all: A row for every file, not only for those that some reader gets wrong.
         folder: Where to keep the files.
     """

@@ -36,12 +36,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import matrix_rate, run_in_turn, seconds_per_call
-from tubelet.checkpoint.export import export, onnx_session
+from tubelet.checkpoint.export import onnx_session
 from tubelet.config import ModelConfig, Precision, model_preset
 from tubelet.device import pick_device, pick_dtype
 from tubelet.model.encoder import Encoder
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.compilation import compile_encoder
+from tubelet.pretrained.encoder_export import export_encoder
 from tubelet.pretrained.quantization import quantize_linear_layers
 
 Baseline = Literal["reference", "transformers"]
@@ -103,7 +104,7 @@ def package_encoder(
     model = Backbone(sizes.model).requires_grad_(False).eval()
     if variant.startswith("onnx"):
         with TemporaryDirectory() as folder:
-            export(model, Path(folder) / "model.onnx", int8=variant == "onnx-int8")
+            export_encoder(model, Path(folder) / "model.onnx", int8=variant == "onnx-int8")
             return onnx_session(Path(folder) / "model.onnx", "pixels")
     model = model.to(device, dtype)
     if "int8" in variant:

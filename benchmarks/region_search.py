@@ -90,9 +90,8 @@ def measure(table: Path, model: Backbone, queries: list[Query], truths: dict[str
     rows = []
     for query in queries:
         everything = 10**6
-        places = search(table, query.path, everything, model, query.at_s, query.box)
-        clips = search(table, query.path, everything, model, query.at_s)
-        places, clips = ([hit for hit in hits if hit.path != str(query.path)] for hits in (places, clips))
+        places = search(table, query.path, everything, model, query.at_s, query.box, other_files=True)
+        clips = search(table, query.path, everything, model, query.at_s, other_files=True)
         present = np.array([contains_class(truths[hit.path], hit, query.label) for hit in places])
         right = np.array([is_correct(truths[hit.path], hit, query.label) for hit in places])
         pooled = np.array([contains_class(truths[hit.path], hit, query.label) for hit in clips])

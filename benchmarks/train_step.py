@@ -133,7 +133,7 @@ def build_package_step(
     config: TrainConfig, counts: dict[Modality, int], device: torch.device
 ) -> tuple[Step, Stopwatch]:
     """The package's training step, and the watch that splits it."""
-    with torch.device(device):  # on a CPU the random weights of a billion parameters alone take a minute
+    with torch.device(device):  # on a CPU the random weights of a billion parameters take a minute
         model = VJEPA(config.model)
     model.pack_masks = should_pack(config, model, counts, device_memory(device), 1, training_bytes(model))
     prepare_model(model, config, device, should_compile(config, step_cost(model, config, counts), device))

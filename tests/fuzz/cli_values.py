@@ -72,7 +72,7 @@ WORK = (
     "tubelet.embed.collection.embed_collection",
     "tubelet.view.explain.explain",
     "tubelet.view.report.write_report",
-    "tubelet.checkpoint.export.export",
+    "tubelet.pretrained.encoder_export.export_encoder",
 )
 
 

@@ -19,6 +19,7 @@ from tubelet.heads.head_export import export_head
 from tubelet.io.overwrite_checks import check_output
 from tubelet.model.encoder import Encoder
 from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.encoder_export import export_encoder
 from tubelet.pretrained.load import load_unplaced
 
 CONFIG = ModelConfig(width=48, depth=2, heads=2, levels=(0, 1), output_levels=1, patch_size=8)
@@ -50,10 +51,16 @@ def test_the_encoder_compiles_without_a_graph_break(rope):
 
 @pytest.mark.slow
 def test_an_exported_file_computes_what_eager_does_at_other_shapes(saved, tmp_path):
-    message = export.export(load_unplaced(saved, LoadSpec()), tmp_path / "a.pt2", images=True)
+    model = load_unplaced(saved, LoadSpec())
+    message = export_encoder(model, tmp_path / "a.pt2", images=True)
     assert "over 3 shapes" in message and "tokens/s" in message
     assert (tmp_path / "a.pt2").stat().st_size > 10_000
     check_output(tmp_path / "a.pt2", "graph")  # it may be replaced
+    stored = {"metadata.json": ""}
+    torch.export.load(tmp_path / "a.pt2", extra_files=stored)
+    entries = json.loads(stored["metadata.json"])
+    assert json.loads(entries["input"])["axes"] == "BCTHW" and entries["model_id"] == model.model_id
+    assert [output["block"] for output in json.loads(entries["outputs"])] == [0, 1]
 
 
 @pytest.mark.slow
@@ -69,6 +76,8 @@ def test_an_8_bit_file_takes_frames_of_any_size_and_gives_the_features_of_encode
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("a.")] == ["a.onnx"]
     check_output(out, "onnx")  # it may be replaced
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    stored = session.get_modelmeta().custom_metadata_map
+    assert stored["image_size"] == "32" and json.loads(stored["input"])["dtype"] == "uint8"
     frames = torch.stack([torch.from_numpy(indexed_image(index, 96)) for index in range(4)])[None, :, 8:72]
     levels = session.run(None, {"frames": frames.numpy()})
     for ours, expected in zip(levels, model.encode(frames, resize=32).levels, strict=True):
@@ -82,7 +91,7 @@ def test_a_file_that_computes_something_else_is_refused(saved, tmp_path, monkeyp
     monkeypatch.setattr(export, "_to_pt2", wrong)
     (tmp_path / "a.pt2").write_text("of before")
     with pytest.raises(TubeletError, match=r"differs from eager by 1\.0e-03"):
-        export.export(load_unplaced(saved, LoadSpec()), tmp_path / "a.pt2")
+        export_encoder(load_unplaced(saved, LoadSpec()), tmp_path / "a.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt2"]
     assert (tmp_path / "a.pt2").read_text() == "of before"
 
@@ -106,7 +115,9 @@ def test_an_encoder_with_a_head_is_one_graph_from_frames_to_scores(tmp_path, tas
     expected = head(model.dense_features(resize_center_crop(frames, 32).unsqueeze(0)))[0]
     assert tuple(scores.shape) == tuple(expected.shape) == ((2, 3) if task == "timeline" else (3,))
     torch.testing.assert_close(torch.from_numpy(scores), expected, atol=2e-2 * float(head.target_scale.max()), rtol=0)
-    stored = json.loads(session.get_modelmeta().custom_metadata_map["head"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["outputs"])[0]["axes"] == ("TK" if task == "timeline" else "K")
+    stored = json.loads(metadata["head"])
     assert stored["classes"] == list(head.spec.classes) and stored["input"]["fps"] == 12.0
 
 

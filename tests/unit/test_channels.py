@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -283,7 +284,8 @@ def test_a_table_of_12_bit_stacks_is_searched_mapped_and_viewed(tmp_path):
     settings = EmbedConfig(image_size=32, frames=4, fps=2, workers=0, dense=True)
     assert embed_collection(model, [str(sources)], tmp_path / "table", settings).files == 2
     query = str(sources / "1.ome.tif")
-    hits = search(tmp_path / "table", query, top=2, model=model, at_s=3.0, box=(8, 8, 16, 16))
+    copied = shutil.copy(query, tmp_path / "query.ome.tif")
+    hits = search(tmp_path / "table", copied, top=2, model=model, at_s=3.0, box=(8, 8, 16, 16))
     assert hits[0].path == query and hits[0].box is not None
     write_search_page(hits, query, tmp_path / "search.html", 3.0, None, 2.0)
     assert (tmp_path / "search.html").read_text().count("data:video/mp4") == 3

@@ -21,7 +21,6 @@ import tubelet
 from tests.helpers.media import write_image, write_video
 from tests.helpers.training import tiny_config, train_quietly
 from tubelet.checkpoint import registry as sources
-from tubelet.checkpoint.export import export
 from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.checkpoint.weights import LoadSpec
 from tubelet.config import ModelConfig, OptimConfig, PredictorConfig
@@ -29,6 +28,7 @@ from tubelet.errors import TubeletError
 from tubelet.pretrained import load as load_module
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.convert import convert
+from tubelet.pretrained.encoder_export import export_encoder
 
 CONFIG = ModelConfig(
     width=48, depth=4, heads=2, levels=(0, 1, 3), patch_size=8, predictor=PredictorConfig(width=24, depth=2, heads=2)
@@ -96,7 +96,7 @@ def test_a_target_that_cannot_be_written_is_named(run, tmp_path, name):
     with pytest.raises(TubeletError, match=r"a\.bin: expected NAME\.pt"):
         convert(run, tmp_path / "a.bin", LoadSpec())
     with pytest.raises(TubeletError, match=f"{name}.*(written|expected)"):
-        export(load(run), target) if name == "a.pt2" else convert(run, target, LoadSpec())
+        export_encoder(load(run), target) if name == "a.pt2" else convert(run, target, LoadSpec())
 
 
 def test_what_is_pushed_to_the_hub_loads_from_it(model, tmp_path, monkeypatch):

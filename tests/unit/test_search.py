@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,10 +92,34 @@ def test_a_region_finds_its_moment_and_place(tmp_path):
         map=torch.tensor(tokens), times=torch.tensor([[0.25, 0.75]]), grid=SimpleNamespace(t=2, h=4, w=4)
     )
     query = SimpleNamespace(weights_id="w", model_id="m", encode=lambda *_, **__: features)
-    hits = search(tmp_path / "table", str(tmp_path / "0.mp4"), 3, query, at_s=0.3, box=(10, 0, 10, 10))
+    shutil.copy(tmp_path / "0.mp4", tmp_path / "query.mp4")
+    hits = search(tmp_path / "table", str(tmp_path / "query.mp4"), 3, query, at_s=0.3, box=(10, 0, 10, 10))
     assert [hit.similarity for hit in hits] == pytest.approx([1, 1, 1], abs=0.02)
     found = {hit.path[-5]: (hit.time_s, hit.box) for hit in hits}
     assert found == {"0": (0.25, (10, 0, 10, 10)), "1": (0.75, (10, 10, 10, 10)), "2": (0.25, (10, 20, 10, 10))}
+
+
+def test_clips_that_overlap_the_query_are_left_out_or_its_whole_file(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "tubelet")
+    (tmp_path / "_settings.json").write_text(json.dumps(SETTINGS))
+    spans = [("a.mp4", 0.0), ("a.mp4", 0.9), ("a.mp4", 2.0), ("b.mp4", 0.0)]
+    rows = [
+        {
+            "path": str(tmp_path / name),
+            "start_s": start,
+            "end_s": start + 0.75,
+            "pooled": np.eye(4, dtype=np.float16)[i],
+        }
+        for i, (name, start) in enumerate(spans)
+    ]
+    pq.write_table(rows_to_table(rows, SETTINGS), tmp_path / "part-000000.parquet")
+    query = model([1.0, 0.5, 0.2, 0.1])  # steps at 0.5 and 1.5 s: from 0 to 2 s
+    hits = search(tmp_path, tmp_path / "a.mp4", 5, query)
+    assert [(hit.path[-5:], hit.start_s) for hit in hits] == [("a.mp4", 2.0), ("b.mp4", 0.0)]
+    assert "left out: 2 clips of the query's file, overlapping the query" in caplog.messages[-1]
+    assert [hit.path[-5:] for hit in search(tmp_path, tmp_path / "a.mp4", 5, query, other_files=True)] == ["b.mp4"]
+    assert caplog.messages[-1] == "left out: 3 clips of the query's file"
+    assert len(search(tmp_path, tmp_path / "c.mp4", 5, query)) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
-"""Export of an encoder as a graph for other runtimes, by torch.export or as ONNX, compared with eager mode."""
+"""Files of graphs for other runtimes, by torch.export or as ONNX, compared with eager mode."""
 
+import json
 import logging
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubelet.config import ModelConfig
 from tubelet.errors import CheckpointError, ConfigError, FileError, MissingPackageError
 from tubelet.io.files import file_errors
 from tubelet.io.overwrite_checks import PRODUCER, check_output, mark_archive
@@ -27,6 +27,7 @@ MIN_COSINE = 0.99  # of outputs with 8-bit weights and activations
 _OPSET = 20
 _ONE_FILE_BYTES = 4 * 1.9e9  # of fp32 weights: a protobuf file ends at 2 GB, and int8 weights take a fourth
 _ROUNDS = 5
+_METADATA_FILE = "metadata.json"  # among the extra files of a .pt2
 
 
 class LevelOutputs(nn.Module):
@@ -54,7 +55,7 @@ class ExportPlan:
         dynamic: dimensions of the input that may differ, as `torch.export` takes them.
         input_name: name of the input.
         output_names: names of the outputs.
-        metadata: texts to store in an ONNX file.
+        metadata: texts to store in the file, see `tubelet.pretrained.encoder_export.graph_metadata`.
         max_difference: largest absolute difference from eager.
         int8: whether matrix products with weights are in 8 bits, in ONNX.
     """
@@ -64,7 +65,7 @@ class ExportPlan:
     dynamic: dict[int, Any]
     input_name: str
     output_names: Sequence[str]
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str]
     max_difference: float = MAX_DIFFERENCE
     int8: bool = False
 
@@ -85,50 +86,10 @@ class GraphCheck(NamedTuple):
     graph_s: float
 
 
-def export(model: Encoder, out: Path, images: bool = False, int8: bool = False) -> str:
-    """Write an encoder in fp32 as .pt2 (torch.export) or .onnx, and compare the file with eager mode at other shapes.
-
-    Args:
-        model: the encoder on the CPU; it is cast to fp32 in place.
-        out: the file.
-        images: export the image tokenizer's graph, for inputs with T = 1, instead of the video tokenizer's.
-        int8: multiply by 8-bit weights, in ONNX, see `quantize_onnx`.
-
-    Returns:
-        a message with the largest difference and the speed relative to eager.
-
-    Raises:
-        CheckpointError: if the file computes something else; a previous file is then untouched.
-        MissingPackageError: if the packages for ONNX are not installed.
-        FileError: if the file cannot be written.
-    """
-    shapes = example_shapes(model.config, images)
-    plan = ExportPlan(
-        graph=LevelOutputs(model.float()).eval(),
-        examples=[torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes],
-        dynamic=_dynamic(model.config, images),
-        input_name="pixels",
-        output_names=level_names(model.config),
-        int8=int8,
-    )
-    check = write_graph(plan, out)
-    tokens, size = model.config.grid(*shapes[-1][2:]).tokens * shapes[-1][0], "x".join(map(str, shapes[-1]))
-    return (
-        f"{out}: {difference_text(check, int8)} over {len(shapes)} shapes; "
-        f"{tokens / check.graph_s:,.0f} tokens/s, eager {tokens / check.eager_s:,.0f} "
-        f"(ratio {check.eager_s / check.graph_s:.2f}) at {size} on this CPU"
-    )
-
-
-def level_names(config: ModelConfig) -> list[str]:
-    """Names of the outputs of an exported encoder."""
-    return [f"level{i}" for i in range(len(config.levels))]
-
-
 def difference_text(check: GraphCheck, int8: bool) -> str:
     """How far a file is from eager, for a message."""
-    differs = f"differs from eager by at most {check.difference:.1e}"
-    return f"{differs} in fp32, cosine in int8 {check.cosine:.5f}" if int8 else differs
+    differs = f"differs from eager by at most {check.difference:.1e} in fp32"
+    return f"{differs}, cosine in int8 {check.cosine:.5f}" if int8 else differs
 
 
 def write_graph(plan: ExportPlan, out: Path) -> GraphCheck:
@@ -182,29 +143,12 @@ def _staging_directory(out: Path) -> Iterator[Path]:
                 written.replace(target)
 
 
-def example_shapes(config: ModelConfig, images: bool) -> list[tuple[int, ...]]:
-    """Input shapes of several batch sizes, lengths and sizes, some not square; the first is traced."""
-    C, t, p = config.channels, config.tubelet_size, config.patch_size
-    steps = [1, 1, 1] if images else [2 * t, 3 * t, 4 * t]
-    return [(2, C, steps[0], 4 * p, 3 * p), (1, C, steps[1], 2 * p, 5 * p), (3, C, steps[2], 8 * p, 8 * p)]
-
-
-def _dynamic(config: ModelConfig, images: bool) -> dict[int, Any]:
-    """Dynamic batch, frames and size; only inputs of a single row or column of patches are excluded."""
-    dims: dict[int, Any] = {
-        0: torch.export.Dim("batch"),
-        3: config.patch_size * torch.export.Dim("rows", min=2),
-        4: config.patch_size * torch.export.Dim("columns", min=2),
-    }
-    return dims if images else dims | {2: config.tubelet_size * torch.export.Dim("steps")}
-
-
 def _program(plan: ExportPlan) -> torch.export.ExportedProgram:
     return torch.export.export(plan.graph, (plan.examples[0],), dynamic_shapes=(plan.dynamic,))
 
 
 def _to_pt2(plan: ExportPlan, out: Path) -> Callable[[Tensor], Sequence[Tensor]]:
-    torch.export.save(_program(plan), out)
+    torch.export.save(_program(plan), out, extra_files={_METADATA_FILE: json.dumps(dict(plan.metadata))})
     mark_archive(out)
     return torch.export.load(out).module()
 

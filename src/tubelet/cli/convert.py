@@ -119,7 +119,7 @@ class Convert(Command):
 
     def _export(self, spec: "LoadSpec") -> str:
         """Write a .pt2 or .onnx file, and return a message about it."""
-        from tubelet.checkpoint.export import export, output_kind
+        from tubelet.checkpoint.export import output_kind
         from tubelet.pretrained.load import load_unplaced
 
         read_from = [self.model] if self.head is None else [self.model, self.head]
@@ -131,7 +131,9 @@ class Convert(Command):
             size = self.image_size or model.native_clip.image_size
             return export_frames(model, self.out, size, self.images, self.int8)
         if self.head is None:
-            return export(load_unplaced(self.model, spec), self.out, self.images, self.int8)
+            from tubelet.pretrained.encoder_export import export_encoder
+
+            return export_encoder(load_unplaced(self.model, spec), self.out, self.images, self.int8)
         from tubelet.heads.head_export import export_head
         from tubelet.heads.head_file import load_head
 

@@ -33,6 +33,8 @@ class Search(Command):
     embed --dense`); results are moments and boxes."""
     top: Count = 10
     """Number of clips to show."""
+    other_files: bool = False
+    """Leave out all clips of the query's file; by default only those that overlap the query."""
     json: bool = False
     """Print the results as JSON."""
     page: Path | None = None
@@ -78,7 +80,7 @@ class Search(Command):
         if self.page is not None:
             check_output(self.page, "page", [self.file])
         model = load(self.model) if self.model else None
-        hits = search(self.index, self.file, self.top, model, self.at, self.region())
+        hits = search(self.index, self.file, self.top, model, self.at, self.region(), self.other_files)
         if self.page is not None:
             write_search_page(hits, self.file, self.page, self.at, self.region(), read_settings(self.index)["fps"])
         if self.json:

@@ -8,6 +8,7 @@ query. 0 is as similar as any two clips or tokens of the table are, 1 is the sam
 """
 
 import logging
+import math
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tubelet.data.decode import Video
@@ -25,7 +27,7 @@ from tubelet.data.stacks import is_image_file
 from tubelet.data.storage import is_url, suffix_of
 from tubelet.embed.regions import Box, frame_size, grow_box, region_weights
 from tubelet.embed.table import PartRemovedError, dense_rows, pooled_rows, read_settings
-from tubelet.errors import ConfigError, DataError, MissingFileError, TubeletError
+from tubelet.errors import ConfigError, DataError, MissingFileError, TubeletError, escape_filename
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.load import load
@@ -81,8 +83,12 @@ def search(
     model: Backbone | None = None,
     at_s: float | None = None,
     box: Box | None = None,
+    other_files: bool = False,
 ) -> list[Hit]:
     """Find the clips of a table that are most similar to an image, to a clip of a video, or to a region of either.
+
+    Clips of the query's own file that overlap the query are not ranked, since they are the query itself; their number
+    is logged.
 
     Args:
         index: a folder that `tubelet embed` wrote.
@@ -92,6 +98,7 @@ def search(
         at_s: a moment of the query in seconds, which its clip is centered on; None takes the middle of the video.
         box: x, y, width and height of a region of the query, in pixels of its frames. The mean of its tokens at the
             moment is compared with each token of the table.
+        other_files: leave out all clips of the query's file.
 
     Raises:
         TubeletError: if the table is missing or empty, or has no tokens for a box; the model is another one; the file
@@ -121,19 +128,59 @@ def search(
     length = np.linalg.norm(query)
     if not (np.isfinite(length) and length > 0):
         raise DataError(f"{file}: features have no direction (norm {length}); check the weights of {model.model_id}")
+    own = _QueryClips(file, features, settings["fps"], other_files)
     for left in reversed(range(ATTEMPTS)):
+        own.skipped = 0
         try:
             center = _center(index, len(query))
             if box is None:
-                hits = _nearest_clips(index, query - center, center, top)
+                hits = _nearest_clips(index, query - center, center, top, own)
             else:
-                hits = _nearest_moments(index, _discriminant(index, query - center, center), center, top)
+                hits = _nearest_moments(index, _discriminant(index, query - center, center), center, top, own)
         except PartRemovedError:  # `tubelet embed` replaces rows of changed files: read the table again
             if not left:
                 raise
         else:
+            if own.skipped:
+                logger.info("%s", own)
             return _with_boxes(hits)
     raise AssertionError
+
+
+class _QueryClips:
+    """The rows of a table that are the query itself, which are counted and not ranked.
+
+    Attributes:
+        skipped: number of rows that were left out.
+    """
+
+    def __init__(self, file: str | Path, features: DenseFeatures, fps: float, whole_file: bool) -> None:
+        name = str(file)
+        self._path = name if is_url(name) else escape_filename(str(Path(name).expanduser().resolve()))
+        self._whole_file, self.skipped = whole_file, 0
+        # Times of steps lie in the middle of their frames: half a step on either side belongs to the clip.
+        times = features.times
+        if times is None:
+            self._start_s, self._end_s = -math.inf, math.inf
+        else:
+            steps = times[0].numpy()
+            half_s = max(float(steps[-1] - steps[0]) / max(1, len(steps) - 1), 1 / fps) / 2
+            self._start_s, self._end_s = float(steps[0]) - half_s, float(steps[-1]) + half_s
+
+    def keep(self, columns: pa.Table) -> NDArray[np.bool_]:
+        """Which of some rows are ranked; the others are added to `skipped`."""
+        own = np.array([path == self._path for path in columns["path"].to_pylist()], bool)
+        if not self._whole_file and own.any():
+            starts, ends = (columns[name].to_numpy() for name in ("start_s", "end_s"))
+            own &= (starts < self._end_s) & (ends > self._start_s)
+        self.skipped += int(own.sum())
+        return ~own
+
+    def __str__(self) -> str:
+        clips = f"{self.skipped} clip{'s' * (self.skipped != 1)} of the query's file"
+        if self._whole_file:
+            return f"left out: {clips}"
+        return f"left out: {clips}, overlapping the query; --other-files leaves out the whole file"
 
 
 def _query_times(features: DenseFeatures) -> str:
@@ -226,7 +273,9 @@ def _discriminant(index: Path, query: NDArray[np.float32], center: NDArray[np.fl
     return np.asarray(direction / max(float(direction @ query), 1e-30), np.float32)
 
 
-def _nearest_clips(index: Path, query: NDArray[np.float32], center: NDArray[np.float32], top: int) -> list[_Candidate]:
+def _nearest_clips(
+    index: Path, query: NDArray[np.float32], center: NDArray[np.float32], top: int, own: _QueryClips
+) -> list[_Candidate]:
     """The clips most similar to a query (D,), from which the center (D,) was subtracted."""
     query = query / max(float(np.linalg.norm(query)), 1e-30)
     best: list[_Candidate] = []
@@ -237,6 +286,7 @@ def _nearest_clips(index: Path, query: NDArray[np.float32], center: NDArray[np.f
         if len(healthy) < len(pooled):
             first = first or columns["path"][int(np.setdiff1d(np.arange(len(pooled)), healthy)[0])].as_py()
         rows, unranked = rows + len(pooled), unranked + len(pooled) - len(healthy)
+        healthy = healthy[own.keep(columns)[healthy]]
         centered = pooled[healthy] - center
         similarity = centered @ query / np.maximum(np.linalg.norm(centered, axis=1), 1e-30)
         nearest = np.argsort(-similarity, kind="stable")[:top]
@@ -253,7 +303,7 @@ def _nearest_clips(index: Path, query: NDArray[np.float32], center: NDArray[np.f
 
 
 def _nearest_moments(
-    index: Path, direction: NDArray[np.float32], center: NDArray[np.float32], top: int
+    index: Path, direction: NDArray[np.float32], center: NDArray[np.float32], top: int, own: _QueryClips
 ) -> list[_Candidate]:
     """The clips with the most similar tokens, by the product with a direction (D,)."""
     best: list[_Candidate] = []
@@ -261,10 +311,13 @@ def _nearest_moments(
     for columns, tokens, times in dense_rows(index, ["path", "start_s", "end_s"], _CHUNK_VALUES):
         similarity = (tokens - center) @ direction  # (n, t, h, w)
         steps = similarity.max((2, 3))  # (n, t)
+        ranked = own.keep(columns)
         for i, row in enumerate(columns.to_pylist()):
             rows += 1
             if not np.isfinite(steps[i]).all():
                 unranked += 1
+                continue
+            if not ranked[i]:
                 continue
             step = int(steps[i].argmax())
             hit = Hit(**row, similarity=float(steps[i, step]), time_s=float(times[i, step]))

@@ -15,6 +15,7 @@ from tubelet.grid import Grid
 from tubelet.heads.head_file import Head
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
+from tubelet.pretrained.encoder_export import graph_metadata
 
 MAX_SCORE_DIFFERENCE = 2e-2
 """Largest absolute difference of scores between the file and its module, and between these and `tubelet predict`; of
@@ -43,8 +44,8 @@ class ClipScores(nn.Module):
 def export_head(model: Backbone, head: Head, out: Path, int8: bool = False) -> str:
     """Write an encoder with a head as .pt2 (torch.export) or .onnx, and compare the file with eager.
 
-    The file takes `frames`, (T, H, W, 3) uint8 with the head's T and any H and W, and gives `scores`. An ONNX file has
-    the head's spec, with its classes and clips, as JSON in its metadata under `head`.
+    The file takes `frames`, (T, H, W, 3) uint8 with the head's T and any H and W, and gives `scores`. Its metadata
+    are those of `graph_metadata`, and under `head` the head's spec, with its classes and clips, as JSON.
 
     Args:
         model: the encoder on the CPU that the head was trained on; it is cast to fp32 in place.
@@ -78,13 +79,16 @@ def export_head(model: Backbone, head: Head, out: Path, int8: bool = False) -> s
             f"{out}: differs from predictions by {apart:.1e}, expected at most {MAX_SCORE_DIFFERENCE * scale:.0e}; "
             "not written"
         )
+    entry = {"name": "frames", "axes": "THWC", "dtype": "uint8", "values": "RGB, 0 to 255"}
+    axes = {1: "K", 2: "TK", 3: "TSK"}[eager[0].dim()]
     plan = ExportPlan(
         graph=graph,
         examples=examples,
         dynamic={1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)},
         input_name="frames",
         output_names=["scores"],
-        metadata={"head": json.dumps(to_dict(head.spec), sort_keys=True)},
+        metadata=graph_metadata(model, entry, [{"name": "scores", "axes": axes}])
+        | {"head": json.dumps(to_dict(head.spec), sort_keys=True)},
         max_difference=MAX_SCORE_DIFFERENCE * scale,
         int8=int8,
     )

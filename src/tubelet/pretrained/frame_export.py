@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubelet.checkpoint.export import ExportPlan, LevelOutputs, difference_text, level_names, write_graph
+from tubelet.checkpoint.export import ExportPlan, LevelOutputs, difference_text, write_graph
 from tubelet.checkpoint.frame_preprocessing import FramePreprocessing
 from tubelet.data.clips import resize_center_crop
 from tubelet.errors import CheckpointError, ConfigError
 from tubelet.pretrained.backbone import Backbone
+from tubelet.pretrained.encoder_export import graph_metadata, level_entries
 
 MIN_ENCODE_COSINE = 0.9999
 """Mean cosine of the features of a graph and of `encode`, whose resized colors may differ by one of 255."""
@@ -78,13 +79,15 @@ def export_frames(model: Backbone, out: Path, size: int, images: bool = False, i
             f"expected at most 1 and at least {MIN_ENCODE_COSINE}; not written"
         )
     dynamic = {0: torch.export.Dim("batch")} | ({} if images else {1: t * torch.export.Dim("steps")})
+    outputs = level_entries(model.config)
+    entry = {"name": "frames", "axes": "BTHWC", "dtype": "uint8", "values": "RGB, 0 to 255"}
     plan = ExportPlan(
         graph=graph,
         examples=examples,
         dynamic=dynamic | {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)},
         input_name="frames",
-        output_names=level_names(model.config),
-        metadata={"image_size": str(size)},
+        output_names=[output["name"] for output in outputs],
+        metadata=graph_metadata(model, entry, outputs) | {"image_size": str(size)},
         max_difference=_MAX_DIFFERENCE,
         int8=int8,
     )
