@@ -87,11 +87,11 @@ def test_values_outside_of_the_window_are_clipped():
 
 
 def test_gray_becomes_rgb_by_repetition_and_rgb_gray_by_luma():
-    gray = np.array([[[10], [200]]], np.uint8)
+    gray = np.array([[[10], [200]]], np.uint16)
     assert torch.equal(to_input(gray, statistics(3), "a"), to_input(gray, statistics(1), "a").expand(1, 2, 3))
     color = np.array([[[100, 200, 50]]], np.uint8)
     luma = 0.299 * 100 + 0.587 * 200 + 0.114 * 50
-    found = to_input(color, GRAY12, "a")
+    found = to_input(color.astype(np.uint16), GRAY12, "a")
     assert found.item() == pytest.approx((luma / 4095 - 0.25) / 0.125, abs=1e-6)
     on_device = normalize(torch.from_numpy(color).view(1, 3, 1, 1, 1), GRAY12)
     assert on_device.shape == (1, 1, 1, 1, 1) and on_device.item() == pytest.approx(found.item(), abs=1e-6)
@@ -115,7 +115,7 @@ def test_stored_values_in_memory_are_those_of_a_file(tmp_path):
         expected = model.encode(tmp_path / "clip.npy", frames=4, fps=4, resize=32).tokens
         for form in (clip, torch.from_numpy(clip), clip.astype(np.int64), (clip / 4095).astype(np.float32)):
             assert torch.allclose(model.encode(form, resize=32).tokens, expected, atol=1e-4)
-        narrow = (clip >> 4).astype(np.uint8)
+        narrow = (clip >> 4).astype(np.uint16)
         found = model.encode(narrow, resize=None).tokens
         assert torch.allclose(found, model.encode(narrow.astype(np.int32), resize=None).tokens, atol=1e-5)
         with pytest.raises(DataError, match=r"floats are from 0 to 4095, expected 0 to 1 for the model's window of 0"):

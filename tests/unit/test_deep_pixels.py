@@ -8,10 +8,12 @@ import tifffile
 import torch
 from PIL import Image
 
-from tests.helpers.media import write_image
-from tubelet.config import FitConfig, ModelConfig, PixelStatistics, PredictConfig
-from tubelet.data.model_frames import to_input
+from tests.helpers.media import write_image, write_video
+from tubelet.config import EmbedConfig, FitConfig, ModelConfig, PixelStatistics, PredictConfig
+from tubelet.data.model_frames import depth_problem, to_input
 from tubelet.datasets import DenseSample
+from tubelet.embed.collection import embed_collection
+from tubelet.errors import TubeletError
 from tubelet.fitting.run import fit_head, read_label_table
 from tubelet.prediction.pipeline import predict_collection
 from tubelet.pretrained.backbone import Backbone
@@ -99,3 +101,54 @@ def test_models_of_8_bit_rgb_keep_their_cached_features(tmp_path):
     features = extract(model, cache, [source], view.recipe, view)
     identity = {"dtype": "torch.float32"} | view.recipe | {"part": ()}
     assert features.paths == [cache.path_for(identity, [tmp_path / "a.png"])] and view(source).dtype == torch.uint8
+
+
+def stack_of(folder, name, change, dtype=np.uint16):
+    """A stack of values in the window of the model, changed."""
+    values = np.random.default_rng(1).integers(1950, 2150, (8, 32, 32))
+    tifffile.imwrite(folder / name, change(values).astype(dtype), photometric="minisblack")
+    return folder / name
+
+
+def test_8_bit_values_are_refused_where_they_cannot_fill_the_window(model, tmp_path):
+    video, small = write_video(tmp_path / "a.mp4"), stack_of(tmp_path, "b.tif", lambda x: x >> 4, np.uint8)
+    for pixels in (video, small, tifffile.imread(small)):
+        with pytest.raises(TubeletError, match=r"8-bit values .* cover 0 % of the window of the model, 1900 to 2200"):
+            model.encode(pixels, resize="round")
+    assert not depth_problem(np.dtype("uint8"), PixelStatistics(window=(20, 250), mean=(0.4,), std=(0.3,)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_outside_of_the_window_are_reported(model, tmp_path):
+    wrong = stack_of(tmp_path, "b.tif", lambda x: x - 1000)
+    values = tifffile.imread(stack_of(tmp_path, "a.tif", lambda x: x))
+    model.encode(tmp_path / "a.tif", frames=8)
+    for pixels in (values, values[:, None], values.astype(np.int16), (values - 1900) / np.float32(300)):
+        model.encode(pixels)
+    for pixels, options in ((wrong, {"frames": 8}), (values.astype(np.int16) - 3000, {}), (values[0] - 1500, {})):
+        with pytest.warns(UserWarning, match="more than 99 % of the values are outside of the model's window, 1900 to"):
+            model.encode(pixels, **options)
+    with pytest.warns(UserWarning, match="floats are from .*, the darkest tenth of the model's window, 1900 to 2200"):
+        model.encode(values / np.float32(65535))
+
+
+def test_files_outside_of_the_window_are_counted(model, tmp_path, caplog):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        stack_of(tmp_path / "in", f"{name}.tif", lambda x, name=name: x - 1000 * (name != "a"))
+    made = embed_collection(model, [str(tmp_path / "in")], tmp_path / "out", EmbedConfig(workers=0))
+    assert made.rows == 3 and made.outside == 2
+    (message,) = [record.getMessage() for record in caplog.records if "outside of the model's window" in record.message]
+    assert "b.tif: more than 99 %" in message
+
+
+def test_an_array_of_pages_is_a_clip_of_a_model_of_one_channel(model, tmp_path):
+    path = stack_of(tmp_path, "a.tif", lambda x: x)
+    pages = tifffile.imread(path)
+    tokens = model.encode(pages).tokens
+    assert torch.equal(tokens, model.encode(pages[..., None]).tokens) and tokens.shape[1] == 4 * 16**2
+    assert model.encode([pages, pages], layout="BTHW").tokens.shape[:2] == (2, 4 * 16**2)
+    with pytest.raises(TubeletError, match=r'clips of one channel .THW.; pass layout="BTHW"'):
+        model.encode([pages, pages])
+    with Image.open(path) as image, pytest.raises(TubeletError, match="page 0 of 8 of a TIFF file; pass the path"):
+        model.encode(image)

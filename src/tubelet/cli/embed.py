@@ -71,4 +71,6 @@ def _summary(made: "EmbedSummary", pruned: bool) -> str:
         clauses.append(f"{made.short} too short for --fps, sampled at a higher rate")
     if made.repeating:
         clauses.append(f"{made.repeating} with fewer frames a second than --fps, which repeat")
+    if made.outside:
+        clauses.append(f"{made.outside} with nearly all values outside of the model's window")
     return ", ".join(clauses)

@@ -128,6 +128,8 @@ def summary_lines(made: "PredictSummary", page: Path) -> list[str]:
     truncated = f" ({made.truncated} of them truncated, without rows)" if made.truncated else ""
     ignored = f"; {made.ignored} images ignored, since a head takes videos" if made.ignored else ""
     files = f"{made.files} {entries}{before}{changed}; {len(made.bad_files)} bad {entries}{truncated}{ignored}"
+    if made.outside:
+        files += f"; {made.outside} {entries} with nearly all values outside of the model's window"
     more = made.files - len(made.bad_files) - MAX_FILES
     limit = f" (its first {MAX_FILES} {entries})" if more > 0 else ""
     return [*lines, files, f"{escape_filename(str(page))}{limit}"]

@@ -24,6 +24,12 @@ from tubelet.data.images import read_image
 from tubelet.data.stacks import is_stack, read_stack_info
 from tubelet.errors import ConfigError, DecodeError
 
+MIN_COVERED = 0.1
+"""Fraction of a model's window that 8-bit values must be able to cover."""
+MAX_OUTSIDE = 0.99
+"""Fraction of the values outside of a model's window above which features are nearly constant."""
+_SAMPLED_VALUES = 2**14
+
 
 class FrameReader(Protocol):
     """The interface that `Video` and its counterparts for other files share; see `Video`."""
@@ -102,6 +108,48 @@ def depth_beyond_rgb(media: Media) -> str:
     return ""
 
 
+def depth_problem(dtype: np.dtype, pixels: PixelStatistics) -> str:
+    """Why values of a type cannot be those that a model was trained on, if they have too few bits; otherwise empty."""
+    if dtype.kind not in "ui" or dtype.itemsize > 1:
+        return ""
+    (low, high), limits = pixels.window, np.iinfo(dtype)
+    covered = max(0.0, min(high, limits.max) - max(low, limits.min)) / (high - low)
+    if covered >= MIN_COVERED:
+        return ""
+    return (
+        f"has 8-bit values (up to {limits.max}), which cover {100 * covered:.0f} % of the window of the model, {low:g} "
+        f"to {high:g}, expected at least {100 * MIN_COVERED:.0f} %; use the original values of more bits, or a model "
+        "of 8-bit data"
+    )
+
+
+def is_outside_window(normalized: Tensor, pixels: PixelStatistics | None) -> bool:
+    """Whether nearly all values of normalized pixels (..., C, T, H, W) are clipped by the window.
+
+    Up to 16,384 of the values are compared with the ends of the window, so that the check costs little.
+    """
+    if pixels is None or not normalized.is_floating_point():
+        return False
+    mean, std = (torch.tensor(each, device=normalized.device) for each in (pixels.mean, pixels.std))
+    values = normalized.flatten(end_dim=-5) if normalized.dim() > 4 else normalized.unsqueeze(0)
+    values = values.transpose(0, 1).flatten(1)  # (C, n)
+    step = max(1, values.numel() // _SAMPLED_VALUES) | 1  # odd, so that it does not follow the columns of a frame
+    values = values[:, ::step].float()
+    low, high = (((end - mean) / std)[:, None] for end in (0.0, 1.0))
+    tolerance = 1e-4 * (high - low)
+    outside = (values <= low + tolerance) | (values >= high - tolerance)
+    return float(outside.float().mean()) > MAX_OUTSIDE
+
+
+def describe_outside(pixels: PixelStatistics) -> str:
+    """What is wrong with pixels that `is_outside_window` finds, and the remedy."""
+    low, high = pixels.window
+    return (
+        f"more than {100 * MAX_OUTSIDE:.0f} % of the values are outside of the model's window, {low:g} to {high:g}, so "
+        "that the features are nearly constant; are they in the units of the data that the model was trained on?"
+    )
+
+
 def to_input(values: np.ndarray, pixels: PixelStatistics, name: str) -> Tensor:
     """Convert stored values (..., C') to the normalized float32 input (..., C) of a model.
 
@@ -113,8 +161,11 @@ def to_input(values: np.ndarray, pixels: PixelStatistics, name: str) -> Tensor:
         name: name of the file in messages.
 
     Raises:
-        DecodeError: there are other channels than the model's, or values that are not finite.
+        DecodeError: there are other channels than the model's, values that are not finite, or 8-bit values that cannot
+            fill the model's window.
     """
+    if problem := depth_problem(values.dtype, pixels):
+        raise DecodeError(name, problem)
     kind = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
     scaled = match_channels(values.astype(kind), pixels.channels, name)
     if values.dtype.kind == "f" and not np.isfinite(scaled).all():

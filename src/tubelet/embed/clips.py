@@ -13,7 +13,7 @@ from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.config import EmbedConfig, ModelConfig
 from tubelet.data.clips import causal_times, repeats_frames, resize_center_crop, window_times
 from tubelet.data.decode import VideoInfo
-from tubelet.data.model_frames import open_frames, read_still
+from tubelet.data.model_frames import is_outside_window, open_frames, read_still
 from tubelet.data.part_table import span_columns
 from tubelet.data.prefetch import prefetching_loader
 from tubelet.data.sample_index import SampleIndex, build_index
@@ -35,7 +35,8 @@ class EmbedBatch:
         rows: for each clip key (of the file or span), path, modality, size_bytes and changed_s (the version of the
             file), clip_index (in the file or span), clips (their number there), times (T,) in seconds of the file, or
             those of the last time step where features are causal, span_start_s and span_end_s; of a video's first clip
-            also short, whether it is too short for the rate of the clips, and repeating, whether its own rate is lower.
+            also short, whether it is too short for the rate of the clips, and repeating, whether its own rate is lower;
+            of a file's first clip outside, whether nearly all values are outside of the model's window.
         ended: number of files that were read to their end or are bad.
         bad: files among them that could not be read to their end.
         failure: error that ends reading, if any.
@@ -139,7 +140,8 @@ class CollectionClips(IterableDataset[EmbedBatch]):
         shared |= {"size_bytes": size_bytes, "changed_s": changed_s, **span_columns(index.span(sample))}
         if modality is Modality.IMAGE:
             pixels = resize_center_crop(read_still(source.media, self.model.pixels).unsqueeze(0), size)
-            yield pixels, shared | {"clip_index": 0, "clips": 1, "times": np.zeros(1)}
+            outside = is_outside_window(pixels, self.model.pixels)
+            yield pixels, shared | {"clip_index": 0, "clips": 1, "times": np.zeros(1), "outside": outside}
             return
         with open_frames(source.media, self.model.pixels, self.clip.fps) as video:
             info = source.limit(video.info)
@@ -149,9 +151,11 @@ class CollectionClips(IterableDataset[EmbedBatch]):
             for clip, seconds, frames in zip(missing, chosen, video.stream(chosen), strict=True):
                 row_times = seconds[-self.model.tubelet_size :] if self.config.causal else seconds
                 row = shared | {"clip_index": clip, "clips": len(times), "times": row_times}
+                pixels = resize_center_crop(frames.pixels, size)
                 if clip == 0:
                     row |= {"short": is_short, "repeating": repeats_frames(info, self.clip.fps)}
-                yield resize_center_crop(frames.pixels, size), row
+                    row |= {"outside": is_outside_window(pixels, self.model.pixels)}
+                yield pixels, row
 
     def _times(self, info: VideoInfo) -> tuple[list[np.ndarray], bool]:
         """The times of the clips of a video, and whether it is too short for the rate."""

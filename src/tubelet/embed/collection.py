@@ -15,6 +15,7 @@ from torch import Tensor
 from tubelet.checkpoint.native_clip import choose_clip
 from tubelet.config import EmbedConfig
 from tubelet.data.bad_files import check_failed_fraction
+from tubelet.data.model_frames import describe_outside
 from tubelet.data.part_table import SPAN
 from tubelet.data.sources import list_media
 from tubelet.data.storage import StorageError
@@ -49,6 +50,7 @@ class EmbedSummary:
         truncated: those of `bad` that are readable up to some point; they have no rows.
         short: videos too short for the requested rate.
         repeating: videos with a lower rate than requested, whose frames are repeated.
+        outside: files whose first clip has nearly all values outside of the model's window.
     """
 
     files: int
@@ -62,6 +64,7 @@ class EmbedSummary:
     truncated: int
     short: int
     repeating: int
+    outside: int
 
 
 def embed_collection(
@@ -143,7 +146,10 @@ def _embed(
             for file in new:
                 bad.append(file)
                 logger.warning("bad file %s", file)
-            noted.update(name for row in batch.rows for name in ("short", "repeating") if row.get(name))
+            for row in batch.rows:
+                noted.update(name for name in ("short", "repeating", "outside") if row.get(name))
+                if row.get("outside") and noted["outside"] == 1 and model.config.pixels is not None:
+                    logger.warning("%s: %s", row["key"], describe_outside(model.config.pixels))
             finished += batch.ended
             progress(finished, total)
             check_failed_fraction(bad, total, config.max_failed_fraction, finished=False)
@@ -171,6 +177,7 @@ def _embed(
         truncated=len(truncated),
         short=noted["short"],
         repeating=noted["repeating"],
+        outside=noted["outside"],
     )
 
 

@@ -17,6 +17,7 @@ from tubelet.config import PredictConfig
 from tubelet.config.fields import to_dict
 from tubelet.data.bad_files import check_failed_fraction
 from tubelet.data.clips import to_colors
+from tubelet.data.model_frames import describe_outside
 from tubelet.data.sample_index import build_index
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import StorageError
@@ -85,6 +86,7 @@ class PredictSummary:
         bad_files: files that could not be read, with the reasons.
         truncated: how many of them are readable up to some point; they have no rows.
         ignored: images that were not read, since a head takes videos.
+        outside: files whose first clip has nearly all values outside of the model's window.
         heads: the predictions of each head.
         media: the files of the sources.
     """
@@ -95,6 +97,7 @@ class PredictSummary:
     bad_files: Sequence[BadFile]
     truncated: int
     ignored: int
+    outside: int
     heads: Sequence[HeadPredictions]
     media: MediaList
 
@@ -154,6 +157,7 @@ class _PassResult:
     before: int
     changed: set[str]
     truncated: set[str]
+    outside: set[str]
 
 
 def predict_collection(
@@ -222,6 +226,7 @@ def predict_collection(
         changed=len(set[str]().union(*(result.changed for result in results))),
         bad_files=[bad[path] for path in sorted(bad)],
         truncated=len(set[str]().union(*(result.truncated for result in results))),
+        outside=len(set[str]().union(*(result.outside for result in results))),
         ignored=0 if Modality.IMAGE in read else media.count(Modality.IMAGE),
         heads=found,
         media=media,
@@ -296,6 +301,7 @@ def _run_pass(
     before = finished = total - windows.remaining()
     bad_elsewhere = set(bad)  # of another pass
     complete: set[str] = set()
+    outside: set[str] = set()
     progress(finished, total)
     try:
         for batch in window_loader(windows):
@@ -306,6 +312,11 @@ def _run_pass(
                 if file.path not in bad:
                     bad[file.path] = file
                     logger.warning("bad file %s", file)
+            pixels = each.model.config.pixels
+            if (found := {item.file.key for item in batch.windows if item.outside}) and pixels is not None:
+                if not outside:
+                    logger.warning("%s: %s", min(found), describe_outside(pixels))
+                outside |= found
             finished += batch.ended
             progress(finished, total)
             check_failed_fraction(bad.values(), total, config.max_failed_fraction, finished=False)
@@ -316,7 +327,7 @@ def _run_pass(
         except RuntimeError:  # the death of a worker is raised once, possibly here
             _close(table, truncated)
             raise
-    return _PassResult(before, windows.changed, truncated)
+    return _PassResult(before, windows.changed, truncated, outside)
 
 
 def _close(table: ScoreTable, truncated: set[str]) -> None:

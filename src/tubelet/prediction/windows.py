@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tubelet.config import ModelConfig, PredictConfig
-from tubelet.data.model_frames import FrameReader, open_frames, read_still
+from tubelet.data.model_frames import FrameReader, is_outside_window, open_frames, read_still
 from tubelet.data.prefetch import prefetching_loader
 from tubelet.data.sample_index import SampleIndex, build_index
 from tubelet.data.sources import MediaList
@@ -137,6 +137,7 @@ class CollectionWindows(IterableDataset[WindowBatch]):
                 with self.status.track(worker, index.name(sample)):
                     windows = self._windows(index, modality, sample)
                     file, pixels = next(windows)
+                    file = replace(file, outside=is_outside_window(pixels, self.model.pixels))
                     if file.file.windows < size:
                         # Read to its end before it joins others, which must not depend on whether that succeeds.
                         yield from shared.add([(file, pixels), *windows])

@@ -13,10 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from tubelet.config import ModelConfig
-from tubelet.data.clips import center_clip_times, center_crop, normalize_fractions, repeats_frames, resize_clip
+from tubelet.data.clips import (
+    center_clip_times,
+    center_crop,
+    normalize_fractions,
+    repeats_frames,
+    resize_clip,
+    window_fractions,
+)
 from tubelet.data.decode import VideoInfo
 from tubelet.data.file_types import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from tubelet.data.model_frames import as_fractions, open_frames, read_still
+from tubelet.data.model_frames import as_fractions, describe_outside, is_outside_window, open_frames, read_still
 from tubelet.data.stacks import is_image_file, is_stack
 from tubelet.data.storage import suffix_of
 from tubelet.errors import ConfigError, DataError
@@ -130,6 +137,8 @@ def read_inputs(
         resize_to_grid(pixels, times, config, resize, crop)
         for pixels, times in _clips(x, config, sampling, pixel_format)
     ]
+    if not pixel_format.normalized:
+        _warn_outside_window(x, [pixels for pixels, _ in batch], config)
     shapes = {tuple(pixels.shape) for pixels, _ in batch}
     kinds = {pixels.dtype for pixels, _ in batch}
     if len(shapes) > 1 or len(kinds) > 1:
@@ -143,6 +152,18 @@ def read_inputs(
         stacked = normalize_fractions(stacked, config.pixels)
     spans = [times for _, times in batch if times is not None]
     return InputBatch(stacked, torch.stack(spans) if len(spans) == len(batch) else None)
+
+
+def _warn_outside_window(x: Any, clips: Sequence[Tensor], config: ModelConfig) -> None:
+    """Warn of clips whose values are nearly all outside of the model's window."""
+    if config.pixels is None:
+        return
+    statistics = as_fractions(config.pixels)
+    fractions = (c if c.is_floating_point() else window_fractions(c.float(), config.pixels) for c in clips)
+    if outside := sum(is_outside_window(clip, statistics) for clip in fractions):
+        name = f"{x}: " if isinstance(x, (str, Path)) else ""
+        which = f"in {outside} of {len(clips)} clips, " if len(clips) > 1 else ""
+        warnings.warn(f"{name}{which}{describe_outside(config.pixels)}", stacklevel=3)
 
 
 Clip = tuple[Tensor, Tensor | None]

@@ -1,5 +1,6 @@
 """Conversion of pixels in memory (tensors, arrays and PIL images of any layout) to clips (C, T, H, W)."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from tubelet.config import ModelConfig, PixelStatistics
 from tubelet.data.clips import window_fractions
 from tubelet.data.images import rgb_of, stored_of
-from tubelet.data.model_frames import as_fractions, to_input
+from tubelet.data.model_frames import MIN_COVERED, as_fractions, depth_problem, to_input
 from tubelet.device import accumulation_dtype
 from tubelet.errors import ConfigError, DataError
 
@@ -24,6 +25,7 @@ _LAYOUTS = {
     5: ("BTHWC", "BTCHW", "BCTHW"),
 }
 _AXES = "BCTHW"
+_MAX_COLORS = 4  # red, green, blue and alpha: a longer first and last axis are no colors
 # Colors from 0 to 1 that were resized or converted may exceed the range by a rounding error.
 _ROUNDING = 1e-3
 
@@ -91,9 +93,13 @@ def stack_images(images: Sequence[Any], config: ModelConfig, pixel_format: Pixel
             "the frames of the clip are one and the same PIL image of an animation; copy each: "
             "[frame.copy() for frame in ImageSequence.Iterator(image)]"
         )
-    frames = [read_pixels(image, config, pixel_format)[0][:, 0] for image in images]
+    clips = [read_pixels(image, config, pixel_format)[0] for image in images]
+    if any(clip.shape[1] > 1 for clip in clips):
+        raise DataError('the entries of the list are clips of one channel (THW); pass layout="BTHW"')
+    frames = [clip[:, 0] for clip in clips]
     if len({frame.shape for frame in frames}) > 1:
-        raise DataError(f"the frames of a clip must have one size, found {sorted({tuple(f.shape) for f in frames})}")
+        sizes = sorted({image.size[::-1] if isinstance(image, Image.Image) else tuple(image.shape) for image in images})
+        raise DataError(f"the frames of a clip must have one size, found {', '.join(map(str, sizes))}")
     if len({frame.dtype for frame in frames}) > 1:
         raise DataError(f"the frames of a clip must have one type, found {', '.join({str(f.dtype) for f in frames})}")
     return torch.stack(frames, dim=1)
@@ -109,8 +115,16 @@ def read_pixels(x: Any, config: ModelConfig, pixel_format: PixelFormat) -> Tenso
         if pixel_format.bgr or pixel_format.normalized:
             raise DataError("bgr and normalized are for tensors and arrays; a PIL image has RGB colors")
         statistics, name = as_fractions(config.pixels), "the image"
+        pages = getattr(x, "n_frames", 1) if x.format == "TIFF" else 1
+        if pages > 1:
+            raise DataError(
+                f"the image is page {x.tell()} of {pages} of a TIFF file; pass the path of the file to encode all, or "
+                "image.copy() to encode this page"
+            )
         x = rgb_of(x, name) if statistics is None else to_input(stored_of(x), statistics, name)
     pixels = _tensor(x, config.pixels)
+    if config.pixels is not None and (problem := depth_problem(np.dtype(_dtype_name(pixels)), config.pixels)):
+        raise DataError(f"the input {problem}")
     layout = _find_layout(tuple(pixels.shape), config.channels, pixel_format.layout)
     if not pixels.numel():
         raise DataError(f"nothing to encode: pixels have shape {tuple(pixels.shape)}")
@@ -186,16 +200,22 @@ def _find_layout(shape: tuple[int, ...], channels: int, layout: str | None) -> s
     # Where C is 1, layouts that fit differ in the place of axes of size 1 only.
     if len(fitting) == 1 or (fitting and channels == 1):
         return fitting[0]
+    if not fitting and len(shape) == 3 and channels == 1 and min(shape[0], shape[2]) > _MAX_COLORS:
+        return "THW"
     if fitting:
         raise DataError(
             f"pixels have shape {shape}, which may be {' or '.join(fitting)}; pass the one that it is, such as "
             f'layout="{fitting[0]}"'
         )
-    gray = "; repeat the values of a grayscale image" if len(shape) == 2 or 1 in (*shape[:1], *shape[-1:]) else ""
+    example = {(4, 3): "BCHW", (3, 1): "THW"}.get((len(shape), channels))
+    remedy = f', such as layout="{example}"' if example else ""
+    if channels == 3 and (len(shape) == 2 or 1 in (*shape[:1], *shape[-1:])):
+        remedy += "; repeat the values of a grayscale image"
+    elif channels == 3 and len(shape) == 3:
+        remedy += "; repeat the values of a grayscale clip (THW): np.repeat(x[..., None], 3, axis=-1)"
     raise DataError(
         f"pixels have shape {shape}, expected {channels} channel{'s' * (channels > 1)}: an image (HWC or CHW), a clip "
-        "(THWC, TCHW or CTHW) or a batch of clips (BTHWC, BTCHW or BCTHW), or another order by layout=, such as "
-        f'layout="{"THW" if channels == 1 else "BCHW"}"{gray if channels == 3 else ""}'
+        f"(THWC, TCHW or CTHW) or a batch of clips (BTHWC, BTCHW or BCTHW), or another order by layout={remedy}"
     )
 
 
@@ -223,3 +243,10 @@ def _check_floats(x: Tensor, normalized: bool, statistics: PixelStatistics | Non
             scale = f"0 to 1 for the model's window of {low:g} to {high:g}"
             remedy = "pass stored values as integers, or normalized=True if they are normalized already"
         raise DataError(f"floats are from {lowest:.4g} to {top:.4g}, expected {scale}; {remedy}")
+    if statistics is not None and not normalized and 0 < top < MIN_COVERED:
+        low, high = statistics.window
+        warnings.warn(
+            f"floats are from {lowest:.4g} to {top:.4g}, the darkest tenth of the model's window, {low:g} to {high:g}, "
+            "which is 0 to 1; pass stored values as integers, or (values - low) / (high - low)",
+            stacklevel=2,
+        )

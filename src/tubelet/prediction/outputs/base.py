@@ -91,6 +91,7 @@ class FileWindow:
         window: its time steps; None for an image.
         stretched: whether it is a video shorter than a clip, at a higher rate.
         square: the part of the frame; None for the central square.
+        outside: whether it is the first of its file, and nearly all values are outside of the model's window.
     """
 
     file: SourceFile
@@ -98,6 +99,7 @@ class FileWindow:
     window: Window | None
     stretched: bool = False
     square: FrameSquare | None = None
+    outside: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
