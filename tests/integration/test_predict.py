@@ -331,7 +331,7 @@ def test_killed_three_times_the_tables_are_equal_to_the_byte(tmp_path, folder):
 
 
 def test_another_head_or_a_foreign_folder_is_refused(model, heads, folder, tables, tmp_path):
-    with pytest.raises(DataError, match="has scores with other settings"):
+    with pytest.raises(DataError, match="has scores of another head; choose another --out, or delete"):
         predict_collection(model, {"clips": heads["clips"]}, [str(folder)], tables, QUICK)
     (tmp_path / "mine.txt").write_text("a thesis")
     with pytest.raises(OSError, match="contains other files"):

@@ -7,10 +7,14 @@ import time
 import numpy as np
 import pytest
 
+from tests.helpers.heads import tiny_encoder, tiny_head
 from tests.helpers.media import write_image, write_text, write_video
 from tubelet.errors import FileError
+from tubelet.heads.head_file import load_head
+from tubelet.heads.training_files import file_ids
 from tubelet.prediction.media_predictions import MediaPredictions, Overlay, ValueCurve, value_curves
 from tubelet.prediction.records import Prediction, ValuePrediction
+from tubelet.prediction.training_files import note_training_files
 from tubelet.view.players import COPIES, is_playable, make_player
 from tubelet.view.predictions_page import write_predictions_page
 
@@ -44,6 +48,19 @@ def test_labels_of_any_text_cannot_leave_the_data_of_the_page(tmp_path):
     assert page.count("</script>") == 3
     assert "\x1b" not in page
     assert page_data(tmp_path / "page.html")["labels"][0]["name"] == HOSTILE.replace("\x1b", "\\x1b")
+
+
+def test_the_page_shows_how_far_to_trust_each_head_and_files_that_it_was_trained_on(tmp_path):
+    seen, new = (write_image(tmp_path / name, size=size) for name, size in (("a.png", 32), ("b.png", 48)))
+    head = tiny_head(tiny_encoder(), "classification")
+    head.training_files = file_ids([seen, tmp_path / "gone.png"])
+    head.save(tmp_path / "head.safetensors")
+    heads = {"mice": load_head(tmp_path / "head.safetensors")}
+    files, known = note_training_files([media(seen, duration=0.0), media(new, duration=0.0)], heads)
+    write_predictions_page(files, tmp_path / "page.html", heads={"mice": "Do not rely on <this> head."})
+    assert '<p class="trust"><b>mice</b>: Do not rely on &lt;this&gt; head.</p>' in (tmp_path / "page.html").read_text()
+    notes = [file["note"] for file in page_data(tmp_path / "page.html")["files"]]
+    assert known == 1 and "Among the files that mice was trained on." in notes[0] and "Among" not in notes[1]
 
 
 def test_videos_are_linked_relative_to_the_page(tmp_path):

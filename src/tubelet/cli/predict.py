@@ -56,6 +56,7 @@ class Predict(LoadOptions, ConfigurableCommand):
         from tubelet.io.overwrite_checks import check_output
         from tubelet.prediction.api import load_encoder
         from tubelet.prediction.pipeline import predict_collection
+        from tubelet.prediction.training_files import note_training_files
         from tubelet.prediction.videos import draw_videos
         from tubelet.view.ethogram import draw_ethogram
         from tubelet.view.fit_report import trust_sentence
@@ -87,13 +88,21 @@ class Predict(LoadOptions, ConfigurableCommand):
         if self.settings.video:
             with files_progress(console) as progress:
                 predictions, _ = draw_videos(predictions, summary.media, self.out / "videos", summary.classes, progress)
-        write_predictions_page(predictions[:MAX_FILES], page, summary.classes)
+        trust = {name: trust_sentence(head.spec.scores) for name, head in heads.items()}
+        predictions, known = note_training_files(predictions, heads)
+        write_predictions_page(predictions[:MAX_FILES], page, summary.classes, heads=trust)
         if any(each.labels and each.duration_s for each in predictions):
             draw_ethogram(predictions[:MAX_FILES], self.out / "ethogram.png", summary.classes)
         for line in summary_lines(summary, page):
             print_wrapped(console, line)
-        for name, head in heads.items():
-            print_wrapped(console, f"{escape_filename(name)}: {trust_sentence(head.spec.scores)}")
+        for name, sentence in trust.items():
+            print_wrapped(console, f"{escape_filename(name)}: {sentence}")
+        if known:
+            print_wrapped(
+                console,
+                f"{known} of {len(predictions)} files were among those that a head was trained on: its predictions for "
+                "them are better than for other files",
+            )
 
 
 def split_heads(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

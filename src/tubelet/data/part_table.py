@@ -29,6 +29,7 @@ SPAN = {"span_start_s": "double", "span_end_s": "double"}
 """Columns of the span of a row, and their types."""
 # Maximum work that a crash may lose, and maximum of rows buffered in memory.
 PART_SECONDS = 60.0
+_MAKERS = {"heads": "another head", "weights": "another model"}  # settings that are hashes -> what differs with them
 PART_BYTES = 256 * 2**20
 
 
@@ -149,6 +150,9 @@ def check_same_settings(path: Path, subject: str, before: Mapping[str, Any], now
     before = {"int8": False, "dtype": now.get("dtype")} | dict(before)
     differs = {key: f"{key}: {before.get(key)} -> {value}" for key, value in now.items() if before.get(key) != value}
     dtype = differs.pop("dtype", None)
+    maker = next((maker for name, maker in _MAKERS.items() if name in differs), None)
+    if maker is not None:
+        raise DataError(f"{path}: has {subject} of {maker}; choose another --out, or delete the folder to replace them")
     changed = list(differs.values())
     if changed:
         raise DataError(f"{path}: has {subject} with other settings ({'; '.join(changed)}); choose another --out")

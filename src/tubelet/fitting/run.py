@@ -18,6 +18,7 @@ from tubelet.fitting.label_task import FitContext, LabelTask, Split, get_label_t
 from tubelet.fitting.result import FitResult
 from tubelet.fitting.suggest import find_unlabeled, suggest_clips
 from tubelet.heads.head_file import Head, HeadInput
+from tubelet.heads.training_files import file_ids
 from tubelet.heads.window_grid import clip_steps
 from tubelet.labels.checks import check_labels
 from tubelet.labels.infer import infer_task
@@ -105,6 +106,8 @@ def fit_head(
     with translate_worker_crash(RESUME_HINT):
         unlabeled = find_unlabeled(context) if config.suggest else None
         head, result = task.fit(context)
+        rows = table.rows if len(context.splits) > 1 else [table.rows[i] for i in context.splits[0][0]]
+        head.training_files = file_ids({row.path for row in rows})
         if unlabeled is not None:
             result = replace(result, suggestions=suggest_clips(context, head, unlabeled))
     return head, result

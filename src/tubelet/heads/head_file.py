@@ -246,10 +246,13 @@ class Head(nn.Module):
         novelty: distance of a clip from the training features; None if it was not fitted.
         encoder_weights: name -> tensor, the weights of the encoder that were trained with the network: all of them, or
             those of its adapters; empty for a frozen encoder. They are not parameters of this module, see `adapt`.
+        training_files: hashes of the files that it was trained on, see `tubelet.heads.training_files`; empty if they
+            are not known.
     """
 
     target_mean: Tensor
     target_scale: Tensor
+    training_files: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -363,6 +366,8 @@ class Head(nn.Module):
             "format": FORMAT_2 if clips.keys() & _FIELDS_OF_2 else FORMAT,
             "head": json.dumps(to_dict(self.spec) | {"input": clips}, sort_keys=True),
         }
+        if self.training_files:
+            header["training_files"] = " ".join(self.training_files)
         state = self.state_dict() | {_ENCODER + name: value for name, value in self.encoder_weights.items()}
         tensors = {name: value.contiguous().cpu() for name, value in state.items()}
         with atomic_write(path, also=(SafetensorError,)) as partial:
@@ -394,6 +399,7 @@ def load_head(path: str | Path, device: torch.device | str = "cpu", **hub: Any) 
         what = "has no weights of an encoder" if spec.finetuned else "has weights of an encoder"
         raise file_error(path, f"finetuned is {spec.finetuned} and the file {what}", _REMEDY, CheckpointError)
     head = Head(spec, novelty=novelty, encoder_weights=encoder_weights)
+    head.training_files = tuple(header.get("training_files", "").split())
     load_strict(head, {name: tensors[name] for name in tensors if not name.startswith(_ENCODER)}, str(path))
     return head.to(device).requires_grad_(False).eval()
 

@@ -57,6 +57,7 @@ class MediaPredictions:
         labels: labels of spans, of all heads.
         curves: predicted values, of all heads.
         overlays: painted images, by ascending time.
+        note: a sentence about the file as a whole; empty if there is none.
     """
 
     path: str
@@ -66,6 +67,7 @@ class MediaPredictions:
     labels: Sequence[Prediction] = ()
     curves: Sequence[ValueCurve] = ()
     overlays: Sequence[Overlay] = ()
+    note: str = ""
 
 
 def stack_fps(source: Media, duration_s: float) -> float | None:

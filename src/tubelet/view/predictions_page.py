@@ -1,8 +1,9 @@
 """The page of predictions: players with timelines, curves and lists of spans."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,11 @@ _POINTS, _MAX_POINTS = 400_000, 4_000  # of curves: on the page, and of one curv
 
 
 def write_predictions_page(
-    files: Sequence[MediaPredictions], out: Path, classes: Sequence[str] = (), title: str = "Predictions"
+    files: Sequence[MediaPredictions],
+    out: Path,
+    classes: Sequence[str] = (),
+    title: str = "Predictions",
+    heads: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the page of predictions. It is opened from the disk and links to the videos by relative paths.
 
@@ -29,6 +34,7 @@ def write_predictions_page(
         out: the page.
         classes: the classes of the heads, in their order, by which labels have the colors that they have elsewhere.
         title: heading of the page.
+        heads: name of each head -> how far to trust it.
 
     Raises:
         FileError: if the page or a copy cannot be written.
@@ -50,6 +56,7 @@ def write_predictions_page(
         "length": _length(sum(each.duration_s for each in files)),
         "labels": sum(len(each.labels) for each in files),
         "curves": curves,
+        "heads": [(escape_unprintable(name), escape_unprintable(sentence)) for name, sentence in heads.items()],
     }
     write_page("predictions.html", out, values, links_media=True)
 
@@ -62,7 +69,7 @@ def _file(each: MediaPredictions, player: Player, folder: Path, numbers: dict[st
         "name": escape_unprintable(Path(each.path).name),
         "duration": round(each.duration_s, 3),
         "link": player.link,
-        "note": escape_unprintable(player.note),
+        "note": escape_unprintable(" ".join(filter(None, (player.note, each.note)))),
         "spans": [
             [round(span.start_s, 3), round(span.end_s, 3), numbers[span.label], round(span.score, 4)] for span in spans
         ],

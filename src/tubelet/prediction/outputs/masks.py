@@ -60,9 +60,13 @@ class MaskOutput(PixelOutput):
         return image
 
     def paint(self, prediction: NDArray[Any], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The colors of the classes over the image; a class called background is not painted."""
+        """The colors of the classes over the image, without the background: that name, or value 0 without a name."""
         mixed = (1 - _OPACITY) * image + _OPACITY * self.colors[prediction]
-        plain = [number for number, name in enumerate(self.names) if name.casefold() == _BACKGROUND]
+        plain = [
+            number
+            for number, (index, name) in enumerate(zip(self.indices.tolist(), self.names, strict=True))
+            if name.casefold() == _BACKGROUND or (index == 0 and name == "0" and len(self.names) > 1)
+        ]
         return np.where(np.isin(prediction, plain)[..., None], image, mixed.round()).astype(np.uint8)
 
     def summarize(self, prediction: NDArray[Any]) -> NDArray[np.float32]:
