@@ -14,8 +14,18 @@ from rich.console import Console
 import tubelet
 from tests.helpers.media import write_image, write_text, write_video
 from tubelet.checkpoint.run import save_checkpoint
-from tubelet.config import MODELS, DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, to_dict
+from tubelet.config import (
+    MODELS,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    PredictorConfig,
+    ShardConfig,
+    TrainConfig,
+    to_dict,
+)
 from tubelet.data.loader import StepDataset
+from tubelet.data.shards.writer import write_shards
 from tubelet.data.sources import list_media
 from tubelet.embed.search import Hit
 from tubelet.errors import TubeletError
@@ -550,6 +560,16 @@ def test_a_report_shows_features_of_any_videos_and_names_those_that_cannot_be_re
     assert "Could not be read: " in page and "bad.mp4" in page
     assert "Objects are tracked on a sample set" in page
     assert_self_contained(page)
+
+
+def test_a_report_shows_features_of_videos_in_shards(video, tmp_path):
+    shards = tmp_path / "shards"
+    write_shards([str(video)], shards, ShardConfig(size=32, segment_s=1.0))
+    run = make_run(tmp_path / "run")
+    config = TrainConfig(model=TINY, data=dataclasses.replace(DATA, sources=(str(shards),)))
+    (run / "config.json").write_text(json.dumps(to_dict(config)))
+    page = report(run, tmp_path)
+    assert page.count("trained teacher</div>") > 1 and "can be read here" not in page
 
 
 def test_what_cannot_be_reported_is_one_sentence(run, tmp_path):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tubelet.config import MODELS, ModelConfig, TrainConfig
 from tubelet.console import duration
 from tubelet.data.decode import read_frames
 from tubelet.data.model_frames import open_frames
-from tubelet.data.sample_index import Sample, build_index
+from tubelet.data.sample_index import SampleIndex, build_index
 from tubelet.data.sources import list_media
 from tubelet.errors import DataError, DecodeError, MissingFileError, TubeletError
 from tubelet.grid import Modality
@@ -86,7 +85,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     check_output(out, "page", [run, data])
     config = read_config(run)
     entries = read_index(data, "val", "videos") if data and (data / "dataset.json").is_file() else None
-    videos = _find_videos(data, config) if entries is None else []
+    videos = _find_videos(data, config) if entries is None else None
     rows, bad, alerts = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alerts(run))
     model = load_vjepa(run)[0] if list_checkpoints(run) else None
     gallery = Gallery(config.model.pixels)
@@ -110,12 +109,12 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         values["no_images_reason"] = "The run has no checkpoint yet."
     elif entries is not None:
         values |= _sample_features(encoders, config, entries, gallery)
-    elif videos:
+    elif videos is None:
+        values["no_images_reason"] = "The run's sources cannot be read here; pass a folder of videos with --data."
+    elif len(videos):
         values |= _video_features(encoders, config, videos, gallery)
     else:
-        values["no_images_reason"] = (
-            "None of the run's source videos can be read here; pass a folder of videos with --data."
-        )
+        values["no_images_reason"] = "The run's sources have no videos; pass a folder of videos with --data."
     if rows:
         values |= training_strips(config, rows[-1]["step"] - 1, gallery)
     write_page("report.html", out, values | {"frames": gallery.frames})
@@ -166,38 +165,37 @@ def _sample_features(
     }
 
 
-def _find_videos(data: Path | None, config: TrainConfig) -> Sequence[Sample]:
-    """Some videos and spans of a folder or list, or of the run's own sources.
+def _find_videos(data: Path | None, config: TrainConfig) -> SampleIndex | None:
+    """The videos and spans of a folder, list or shards, or of the run's own sources; None if these cannot be read.
 
     Raises:
         TubeletError: if `data` has no videos.
     """
     if data is None:
         try:
-            media = list_media(config.data.sources, config.data.allow_path)
+            return build_index(list_media(config.data.sources, config.data.allow_path), Modality.VIDEO)
         except TubeletError:
-            return []  # the run may be from another machine
-    else:
-        media = list_media((str(data),))
-    index = build_index(media, Modality.VIDEO)
-    if data is not None and not index.files:
+            return None  # the run may be from another machine
+    index = build_index(list_media((str(data),)), Modality.VIDEO)
+    if not len(index):
         raise DataError(f"{data}: no videos found, and not a sample set (dataset.json is missing)")
-    return [index.read(number) for number in subsample_evenly(range(len(index.files)), SHOWN_CLIPS)]
+    return index
 
 
 def _video_features(
-    encoders: dict[str, Encoder], config: TrainConfig, videos: Sequence[Sample], gallery: Gallery
+    encoders: dict[str, Encoder], config: TrainConfig, videos: SampleIndex, gallery: Gallery
 ) -> dict[str, Any]:
-    """Feature maps of videos without ground truth."""
+    """Feature maps of some videos without ground truth."""
     data, clips, unread, size = config.data, [], [], 0
-    for sample in videos:
+    for number in subsample_evenly(range(len(videos)), SHOWN_CLIPS):
         try:
+            sample = videos.read(number)
             if not size:  # one for all clips, which share their colors
                 with open_frames(sample.media, config.model.pixels, data.fps) as video:
                     size = fine_size(config, min(video.info.height, video.info.width))
             clips.append(read_video_clip(sample, size, data.frames, config.model, data.fps))
         except DecodeError as error:
-            unread.append(f"{sample.media}: {error}")
+            unread.append(f"{videos.name(number)}: {error}")
     return {"size": size, "strips": pca_strips(clips, encoders, gallery) if clips else [], "unread": unread}
 
 
