@@ -62,8 +62,9 @@ def describe_machine() -> dict[str, dict[str, str]]:
         },
         "device": devices
         | {
-            "precision": f"{str(pick_dtype('auto', device)).removeprefix('torch.')} by default"
+            "precision of features": f"{_dtype_name(pick_dtype('auto', device))} by default"
             f"{'' if has_bf16_units(device) else ' (no bf16 units)'}",
+            "precision of training": _training_precision(device),
             "cuda of the torch build": str(torch.version.cuda or "none"),
         },
         "cache": {
@@ -72,6 +73,23 @@ def describe_machine() -> dict[str, dict[str, str]]:
         },
         "released models": {name: str(path) for name, path in models.items()} or {"none": "see tubelet.load"},
     }
+
+
+def _training_precision(device: Any) -> str:
+    """The default data type of the matrix products in training, which on a CPU depends on the width of the model."""
+    from tubelet.config import MODELS
+    from tubelet.device import fast_training_dtype
+
+    models: dict[str, list[str]] = {}
+    for name, preset in MODELS.items():
+        models.setdefault(_dtype_name(fast_training_dtype(preset().width, device)), []).append(name)
+    if len(models) == 1:
+        return f"{next(iter(models))} by default"
+    return "by default " + ", ".join(f"{dtype} for {' and '.join(names)}" for dtype, names in models.items())
+
+
+def _dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _versions() -> dict[str, str]:
