@@ -2,13 +2,15 @@
 
 import dataclasses
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
 
 from benchmarks.plan import real_run
 from tubelet.config import DataConfig, ModelConfig, PlanConfig, PredictorConfig, TrainConfig
-from tubelet.errors import TubeletError
+from tubelet.errors import ConfigError, TubeletError
+from tubelet.planner.device_kinds import DEVICE_KINDS, planned_device
 from tubelet.planner.memory_tracker import Transfer, track_storage
 from tubelet.planner.plan_table import print_plan, sentences
 from tubelet.planner.run_plan import CPU, USABLE, plan_run
@@ -47,7 +49,7 @@ def bf16_plan():
 def sharded():
     """A plan of shards over the devices of two machines of two."""
     run = dataclasses.replace(RUN, batch_size=8, parallel="hsdp")
-    return plan_run(run, PlanConfig(devices=4, devices_per_node=2))
+    return plan_run(run, PlanConfig(device_kind="h100", devices=4, devices_per_node=2))
 
 
 @pytest.mark.slow
@@ -154,6 +156,20 @@ def test_tables_add_up_to_what_they_print(plan):
         assert each.name in text
     clips = plan.config.batch_size / plan.step_seconds
     assert f"{clips:,.4g} clips/s" in text
+
+
+def test_a_plan_is_of_this_machines_device_unless_another_one_is_named(monkeypatch):
+    monkeypatch.setattr("tubelet.planner.device_kinds.pick_device", lambda: CPU)
+    own, on_cpu = planned_device(PlanConfig())
+    assert on_cpu and own.name == "cpu (this machine, measured)" and 1e8 < own.flops < 1e14
+    assert own.memory == psutil.virtual_memory().total
+    assert planned_device(PlanConfig(device_kind="h100")) == (DEVICE_KINDS["h100"], False)
+
+
+def test_an_own_device_without_a_data_sheet_is_an_error_that_lists_the_others(monkeypatch):
+    monkeypatch.setattr("tubelet.planner.device_kinds.pick_device", lambda: torch.device("mps"))
+    with pytest.raises(ConfigError, match=r"an Apple GPU, of which .* name one of b200, h200"):
+        planned_device(PlanConfig())
 
 
 def test_too_small_a_batch_is_refused():

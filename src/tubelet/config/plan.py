@@ -15,8 +15,8 @@ class PlanConfig(Settings):
     """Print memory and time of a step on the devices below instead of training."""
     devices: Annotated[int, Bounds(1, 10**7)] = 1
     """Devices of the planned run."""
-    device_kind: Literal["b200", "h200", "h100", "a100", "cpu"] = "h100"
-    """Kind of the planned devices."""
+    device_kind: Literal["auto", "b200", "h200", "h100", "a100", "cpu"] = "auto"
+    """Kind of the planned devices, by its data sheet; auto is this machine's own device."""
     devices_per_node: Annotated[int, Bounds(1, 10**7)] = 8
     """Devices of the planned run per node."""
     mfu: Annotated[float, Bounds(0, 1, exclusive=True)] = 0.4

@@ -38,7 +38,7 @@ def _mesh(plan: RunPlan) -> str:
     shape = {"ddp": f"{devices} x whole", "fsdp": f"shards over {devices}"}.get(
         plan.parallel, f"{devices // local} x shards over {local}"
     )
-    return f"mesh: {plan.parallel}, {shape}; {devices} {planned.device_kind}, {local} on a machine"
+    return f"mesh: {plan.parallel}, {shape}; {devices} {plan.device.name}, {local} on a machine"
 
 
 def _time(plan: RunPlan) -> str:

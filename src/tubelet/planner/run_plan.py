@@ -29,7 +29,7 @@ from tubelet.device import training_dtype
 from tubelet.errors import ConfigError
 from tubelet.grid import Mask, Modality
 from tubelet.model.layers import Attention
-from tubelet.planner.device_kinds import DEVICE_KINDS, DeviceKind
+from tubelet.planner.device_kinds import DeviceKind, planned_device
 from tubelet.planner.memory_tracker import StepLog, StorageLog, Transfer, track_storage
 from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext
@@ -171,15 +171,16 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
         raise ConfigError(
             "--dry-run is of pre-training; it knows no adapters (lora_rank) and no frozen teacher (distill)"
         )
-    device = DEVICE_KINDS[planned.device_kind]
-    low = training_dtype(config, CPU) if planned.device_kind == "cpu" else torch.bfloat16
+    device, on_cpu = planned_device(planned)
+    low = training_dtype(config, CPU) if on_cpu else torch.bfloat16
     precision: Precision = "fp32" if config.precision == "fp32" or low == torch.float32 else "bf16"
     config = replace(config, precision=precision, compile=False)
     with torch.device("meta"):
         model = VJEPA(config.model)
     ctx = DistContext(CPU, 0, planned.devices)
     ctx.local_world_size = min(planned.devices, planned.devices_per_node)
-    parallel = _pick_parallel(config, planned, model, ctx)
+    memory = None if on_cpu else int(device.memory)
+    parallel = _pick_parallel(config, memory, model, ctx)
     counts = samples_per_step(config, MediaList(["video"], ["image"]))
     accumulation_slices(config, counts, ctx.world_size)  # refuses what is too small
     last = ctx.world_size - 1
@@ -188,11 +189,17 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
         for modality, count in counts.items()
     }
     lengths = mean_mask_lengths(config, counts)
-    config = replace(config, pack_masks=_should_pack(config, planned, model, parallel, counts))
+    config = replace(config, pack_masks=_should_pack(config, planned, memory, model, parallel, counts))
     with _isolated() as run_isolated:
         step, other = (
             run_isolated(
-                trace, replace(config, activation_checkpointing=recompute), planned, parallel, rank_counts, lengths
+                trace,
+                replace(config, activation_checkpointing=recompute),
+                planned,
+                on_cpu,
+                parallel,
+                rank_counts,
+                lengths,
             )
             for recompute in (config.activation_checkpointing, not config.activation_checkpointing)
         )
@@ -201,20 +208,23 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
     return RunPlan(config, planned, device, parallel, parameters, counts, step, other)
 
 
-def _pick_parallel(config: TrainConfig, planned: PlanConfig, model: VJEPA, ctx: DistContext) -> str:
-    """The parallelism of the planned devices: the requested one, or the one that their memory needs."""
-    if config.parallel != "auto" or planned.device_kind == "cpu":
+def _pick_parallel(config: TrainConfig, memory: int | None, model: VJEPA, ctx: DistContext) -> str:
+    """The parallelism of the planned devices: the requested one, or the one that their memory needs; None on a CPU."""
+    if config.parallel != "auto" or memory is None:
         return pick_parallel(model, config, ctx)
     if ctx.world_size == 1:
         return "ddp"
-    memory = int(DEVICE_KINDS[planned.device_kind].memory)
     return choose_parallel(training_bytes(model), memory, ctx.world_size, ctx.local_world_size)
 
 
 def _should_pack(
-    config: TrainConfig, planned: PlanConfig, model: VJEPA, parallel: str, counts: dict[Modality, int]
+    config: TrainConfig,
+    planned: PlanConfig,
+    memory: int | None,
+    model: VJEPA,
+    parallel: str,
+    counts: dict[Modality, int],
 ) -> bool:
-    memory = None if planned.device_kind == "cpu" else int(DEVICE_KINDS[planned.device_kind].memory)
     local = min(planned.devices, planned.devices_per_node)
     state = training_bytes(model) // {"ddp": 1, "hsdp": local}.get(parallel, planned.devices)
     return should_pack(config, model, counts, memory, planned.devices, state)
@@ -241,6 +251,7 @@ def _isolated() -> Iterator[Callable[..., StepTrace]]:
 def trace(
     config: TrainConfig,
     planned: PlanConfig,
+    on_cpu: bool,
     parallel: str,
     shares: dict[Modality, list[int]],
     lengths: dict[Modality, list[tuple[int, int]]],
@@ -249,7 +260,8 @@ def trace(
 
     Args:
         config: the run, its precision decided.
-        planned: its devices.
+        planned: number of devices and nodes.
+        on_cpu: whether the devices are CPUs.
         parallel: how they share the work.
         shares: this device's samples of each modality, one micro-batch after the other.
         lengths: context and target tokens of each modality under each mask.
@@ -257,7 +269,7 @@ def trace(
     normalize(torch.zeros(1, 3, 1, 1, 1, dtype=torch.uint8))  # which keeps its constants: they must be real ones
     with torch.device("meta"):
         model = VJEPA(config.model)
-    if planned.device_kind != "cpu":  # attention has another backward pass on a CPU in bf16
+    if not on_cpu:  # attention has another backward pass on a CPU in bf16
         for module in model.modules():
             if isinstance(module, Attention):
                 module.kernel = F.scaled_dot_product_attention  # type: ignore[assignment]  # other names
