@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -31,10 +32,11 @@ from tubelet.data.loader import StepDataset, step_bytes
 from tubelet.data.model_frames import to_input
 from tubelet.data.pixel_statistics import measure_collection, read_pixel_statistics
 from tubelet.data.sources import MediaList
+from tubelet.data.stacks.depth import require_8_bits_in_folders
 from tubelet.embed.clip_vectors import read_clip_vectors
 from tubelet.embed.collection import embed_collection
 from tubelet.embed.search import search
-from tubelet.errors import ConfigError, DataError, DecodeError, TubeletError
+from tubelet.errors import ConfigError, DataError, DecodeError, MissingPackageError, TubeletError
 from tubelet.fitting.run import fit_head, read_label_table
 from tubelet.model.tokenizer import Tokenizer
 from tubelet.prediction.pipeline import predict_collection
@@ -202,6 +204,18 @@ def test_stacks_without_statistics_end_in_a_sentence_that_names_the_command(tmp_
     failure = StepDataset(stack_config(ONE_BLOCK), media)[0].failure
     assert "a.ome.tif: has 1 channel of uint16, the model takes 8-bit RGB" in failure
     assert "`tubelet stats SOURCE --out stats.json`, and train with --stats stats.json" in failure
+
+
+def test_a_missing_reader_of_stacks_is_reported_with_the_command_that_measures_them(tmp_path, monkeypatch):
+    write_stack(tmp_path / "a.ome.tif")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(MissingPackageError, match=r"need tifffile: pip install .* `tubelet stats SOURCE --out"):
+        require_8_bits_in_folders((str(tmp_path),))
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="1 channel of uint16, the model takes 8-bit RGB"):
+        require_8_bits_in_folders((str(tmp_path / "a.ome.tif"),))
+    (tmp_path / "a.ome.tif").write_bytes(b"II*\0")
+    require_8_bits_in_folders((str(tmp_path), "https://host/a.tif"))
 
 
 def test_a_gray_model_is_trained_on_8_bit_colors(tmp_path):

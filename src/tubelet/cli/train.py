@@ -36,6 +36,10 @@ class TrainingCommand(ConfigurableCommand):
 
     def start(self, config: TrainConfig, out: Path) -> None:
         """Train, and evaluate meanwhile if the settings ask for it."""
+        if config.model.pixels is None:
+            from tubelet.data.stacks.depth import require_8_bits_in_folders
+
+            require_8_bits_in_folders(config.data.sources)
         from tubelet.tasks.suite import teacher_evaluator
         from tubelet.train.trainer import train
 
@@ -82,9 +86,6 @@ class Train(TrainingCommand):
 
     def run(self) -> None:
         """Train, or print the plan of a dry run."""
-        from tubelet.planner.plan_table import print_plan
-        from tubelet.planner.run_plan import plan_run
-
         if not self.planned.dry_run and self.planned != PlanConfig():
             raise ConfigError("--devices and the options after it only apply with --dry-run")
         if self.out is None and not self.planned.dry_run:
@@ -99,17 +100,22 @@ class Train(TrainingCommand):
             sizes = dataclasses.replace(sizes, channels=pixels.channels, pixels=pixels)
         config = dataclasses.replace(self.settings, model=sizes)
         if self.planned.dry_run or self.out is None:
+            from tubelet.planner.plan_table import print_plan
+            from tubelet.planner.run_plan import plan_run
+
             print_plan(plan_run(config, self.planned), open_console())
         else:
             self.start(config, self.out)
 
     def _model(self) -> Any:
         """The network's sizes: of --model, of the run or file that has them, or of the weights to start from."""
-        from tubelet.train.initialization import config_from_checkpoint
-
         if self.model is not None:
             return model_preset(self.model)
         resumed = self.resume and self.out is not None and (self.out / "config.json").is_file()
         if resumed or self.file_has_model():
             return self.settings.model
-        return config_from_checkpoint(self.settings.init_from) if self.settings.init_from else self.settings.model
+        if not self.settings.init_from:
+            return self.settings.model
+        from tubelet.train.initialization import config_from_checkpoint
+
+        return config_from_checkpoint(self.settings.init_from)

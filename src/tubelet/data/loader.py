@@ -33,11 +33,12 @@ from tubelet.data.batch_partition import (
 )
 from tubelet.data.clips import augment, clip_times
 from tubelet.data.masks import sample_mask
-from tubelet.data.model_frames import open_frames, read_still, require_8_bits
+from tubelet.data.model_frames import open_frames, read_still
 from tubelet.data.prefetch import MB, Prefetch, prefetch_auto
 from tubelet.data.sample_index import SampleIndex
 from tubelet.data.sampler import WeightedSourceSampler
 from tubelet.data.sources import MediaList
+from tubelet.data.stacks.depth import require_8_bits
 from tubelet.data.worker_count import resolve_workers
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.data.worker_status import WorkerStatus, shared_memory_full

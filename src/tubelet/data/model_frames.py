@@ -8,7 +8,6 @@ T frames of H x W pixels, C channels of the model.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -21,8 +20,7 @@ from tubelet.data.clips import LUMA
 from tubelet.data.containers import Media, media_name
 from tubelet.data.decode import Frames, Video, VideoInfo
 from tubelet.data.images import read_image
-from tubelet.data.stacks import is_stack, read_stack_info
-from tubelet.errors import ConfigError, DecodeError
+from tubelet.errors import DecodeError
 
 MIN_COVERED = 0.1
 """Fraction of a model's window that 8-bit values must be able to cover."""
@@ -79,33 +77,6 @@ def as_fractions(pixels: PixelStatistics | None) -> PixelStatistics | None:
     if pixels is None:
         return None
     return replace(pixels, mean=(0.0,) * pixels.channels, std=(1.0,) * pixels.channels)
-
-
-def require_8_bits(media: Media) -> None:
-    """Reject a stack if training a model of 8-bit RGB on it would lose depth or channels.
-
-    Raises:
-        ConfigError: its values have more than 8 bits, or its channels are neither gray nor colors.
-        DecodeError: it cannot be read.
-    """
-    if depth := depth_beyond_rgb(media):
-        raise ConfigError(
-            f"{media}: has {depth}, the model takes 8-bit RGB: measure the collection with `tubelet stats SOURCE --out "
-            "stats.json`, and train with --stats stats.json"
-        )
-
-
-def depth_beyond_rgb(media: Media) -> str:
-    """A description of the channels and dtype of a stack, if 8-bit RGB cannot represent them; otherwise empty.
-
-    Raises:
-        DecodeError: it cannot be read.
-    """
-    if isinstance(media, (str, Path)) and is_stack(media):
-        info = read_stack_info(media)
-        if info.dtype != "uint8" or info.channels not in (1, 3, 4):
-            return f"{info.channels} channel{'s' * (info.channels > 1)} of {info.dtype}"
-    return ""
 
 
 def depth_problem(dtype: np.dtype, pixels: PixelStatistics) -> str:

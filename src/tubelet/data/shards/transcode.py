@@ -14,8 +14,8 @@ from tubelet.config import ShardConfig
 from tubelet.data.containers import Media, media_name
 from tubelet.data.decode import Video, VideoInfo
 from tubelet.data.images import read_image
-from tubelet.data.model_frames import depth_beyond_rgb
 from tubelet.data.sample_index import Sample
+from tubelet.data.stacks.depth import depth_beyond_rgb
 from tubelet.errors import DecodeError
 from tubelet.grid import Modality
 
