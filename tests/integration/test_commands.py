@@ -179,6 +179,24 @@ def test_a_wrong_setting_is_named_with_what_was_expected(media, tmp_path, comman
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("fit labels.csv --modle x --out h", "--modle: unknown option (nearest: '--model'); see tubelet fit --help"),
+        ("fit labels.csv --model x --out h --task clasification", "depth (nearest: 'classification')"),
+        (
+            "train clips --out run --precision=bf61",
+            "--precision is 'bf61', expected one of auto, bf16, fp32",
+        ),
+        ("convert a.pt b.onnx --imags", "--imags: unknown option (nearest: '--images')"),
+        ("report run --no-such-option", "--no-such-option: unknown option; see tubelet report --help"),
+    ],
+)
+def test_a_misspelled_option_or_choice_is_reported_with_the_nearest_one(command, line, words):
+    code, text = command(*line.split())
+    assert code == 1 and words in text and "None" not in text
+
+
 def test_a_source_that_is_not_there_is_named(tmp_path, command):
     code, text = command("train", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert code == 1

@@ -144,6 +144,6 @@ def test_other_formats_and_missing_files_are_refused(tmp_path):
 
 def test_a_command_line_that_cannot_be_parsed_repeats_no_control_characters(capsys):
     with pytest.raises(SystemExit) as ended:
-        command("search", "a", "b", "--top\x1b[31m", "\x1b]0;title\x07")
+        command("search", "a", "b", "--top", "\x1b]0;title\x07")
     message = capsys.readouterr().err
     assert ended.value.code == 2 and "\\x1b" in message and "\x1b" not in message and "\x07" not in message

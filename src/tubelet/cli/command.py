@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import tyro
 
@@ -113,6 +113,7 @@ def parse(kind: type[C], name: str, argv: Sequence[str]) -> C:
         SystemExit: after help, or for a command line that cannot be parsed.
     """
     _check_arguments(argv)
+    _check_options(kind, name, argv)
     options = _known_options(argv)
     default, errors, setting = _default(kind, options), io.StringIO(), None
     try:
@@ -175,6 +176,44 @@ def _check_arguments(argv: Sequence[str]) -> None:
                 check_text(value, option)
         except InvalidValueError as error:
             raise ConfigError(str(error)) from error
+
+
+def _check_options(kind: type[Command], name: str, argv: Sequence[str]) -> None:
+    """Reject unknown options and choices, with the nearest known one.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    known = _options(kind)
+    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+        option, equals, value = argument.partition("=")
+        if not option.startswith("--") or option in ("--", "--help"):
+            continue
+        option = option.replace("_", "-")
+        if option not in known:
+            raise ConfigError(f"{option}: unknown option{nearest(option, known)}; see tubelet {name} --help")
+        choices, value = known[option], value if equals else after
+        if choices and value and value not in choices:
+            raise ConfigError(f"{option} is {value!r}, expected one of {', '.join(choices)}{nearest(value, choices)}")
+
+
+def _options(kind: Any) -> dict[str, list[str]]:
+    """The options of a command or of a group of its settings, with the choices of those that have some."""
+    options: dict[str, list[str]] = {}
+    for name, hint in type_hints(kind).items():
+        marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        hint = get_args(hint)[0] if marks else hint
+        members = get_args(hint) or (hint,)  # of a union; None is an option that is left out
+        if name not in kind.__dataclass_fields__ or tyro.conf.Positional in marks:
+            continue
+        if isinstance(hint, type) and issubclass(hint, Settings):
+            options |= _options(hint)
+            continue
+        literals = [each for each in (hint, *members) if get_origin(each) is Literal]
+        options[option_name(name)] = [choice for each in literals for choice in get_args(each)]
+        if bool in members:
+            options[option_name(f"no_{name}")] = []
+    return options
 
 
 def _known_options(argv: Sequence[str]) -> Known:
