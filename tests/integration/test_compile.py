@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._inductor.exc import CppCompileError
 
 from tests.helpers.training import ONE_BLOCK, rows, tiny_config, train_quietly
 from tubelet.config import TrainConfig, vit_pico
@@ -99,10 +100,40 @@ def test_the_blocks_of_a_frozen_teacher_are_compiled_with_those_of_the_run(monke
 
 
 def test_an_error_in_a_step_that_was_asked_to_stop_is_reported_as_that():
-    with pytest.raises(InterruptedRunError, match="SIGUSR1: stopped in the middle of a step") as told, StopSignals():
+    message = r"SIGUSR1: stopped in .*ImportError\); the step is lost"
+    with pytest.raises(InterruptedRunError, match=message) as raised, StopSignals():
         signal.raise_signal(signal.SIGUSR1)
-        raise ImportError("a compiler that Ctrl-C reached too")
-    assert told.value.exit_code == 128 + signal.SIGUSR1
+        raise ImportError
+    assert raised.value.exit_code == 128 + signal.SIGUSR1
+
+
+def test_a_compiler_that_ctrl_c_interrupts_is_an_interruption():
+    interrupted = CppCompileError(["g++"], "signal 2")
+    message = "SIGINT: stopped while the model was compiled; the step is lost; start again"
+    with pytest.raises(InterruptedRunError) as raised, StopSignals(lambda: "; start again"):
+        signal.raise_signal(signal.SIGINT)
+        raise interrupted
+    assert str(raised.value) == message
+
+
+def test_the_limit_of_graphs_is_one_sentence(monkeypatch, caplog):
+    monkeypatch.setattr("tubelet.train.compilation._problem", lambda device: None)
+    compile_blocks(VJEPA(ONE_BLOCK), CPU)
+    logger = logging.getLogger("torch._dynamo.convert_frame")
+    with caplog.at_level(logging.INFO):
+        logger.warning("torch._dynamo hit config.%s (%s)", "recompile_limit", 8)
+    assert [record.name for record in caplog.records] == ["tubelet.train.compilation"]
+
+
+def test_all_blocks_of_an_encoder_share_one_graph():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    encoder = Encoder(dataclasses.replace(ONE_BLOCK, depth=3, levels=(2,)))
+    for block in encoder.blocks:
+        block.compile(backend="eager", dynamic=True)
+    for size in (16, 24):
+        encoder([torch.rand(2, 3, 4, size, size)])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_an_empty_library_that_a_killed_compiler_left_is_removed(tmp_path, monkeypatch):

@@ -376,7 +376,7 @@ def test_a_run_that_is_stopped_before_its_first_step_does_not_name_a_checkpoint(
         return signals
 
     monkeypatch.setattr(trainer.StopSignals, "__enter__", entered)
-    with pytest.raises(TubeletError, match="stopped after step 0 of 20; no checkpoint is written, continue with"):
+    with pytest.raises(TubeletError, match="stopped after step 0 of 20; no checkpoint is written, start again with"):
         train_quietly(tiny_config(media), tmp_path / "run")
 
 

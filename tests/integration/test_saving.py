@@ -62,14 +62,18 @@ def test_what_takes_long_besides_the_steps_is_logged(media, tmp_path, monkeypatc
     words += ["saving the checkpoint of step 2", "waiting for the checkpoint", "closing the metric sinks"]
     assert [stage for stage, start in zip(stages, words, strict=True) if stage.startswith(start)] == stages
     monkeypatch.setattr(progress, "_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_REPEAT_SECONDS", 0.01)
     notice = StageNotice()
     with caplog.at_level(logging.INFO, "tubelet"):
         notice.begin("counting")
-        notice._timer.join()
+        while len(caplog.messages) < 2:
+            time.sleep(0.01)
+        notice.end()
         monkeypatch.setattr(progress, "_SILENT_SECONDS", 60.0)
         notice.begin("a quick stage")
         notice.end()
-    assert caplog.messages == ["counting ..."]
+    assert caplog.messages[:2] == ["counting ...", "counting ... (0 s so far)"]
+    assert not any("quick" in message for message in caplog.messages)
 
 
 def test_training_continues_while_a_checkpoint_is_written_which_holds_the_state_of_its_step(media, tmp_path, written):

@@ -153,7 +153,15 @@ def init_weights(module: nn.Module, blocks: Iterable[Block]) -> None:
 
 def run_block(block: nn.Module, x: Tensor, table: RotaryTable, recompute: bool) -> Tensor:
     """Run one block; `recompute` discards its activations and recomputes them in the backward pass."""
+    if _is_compiled(block) and x._base is not None:
+        # A compiler guards the sizes of the tensor of which x is a view: the first block, whose tokens are a view,
+        # would be compiled apart from the others.
+        x = x.clone()
     if recompute and torch.is_grad_enabled():
         # A block uses no random numbers.
         return torch.utils.checkpoint.checkpoint(block, x, table, use_reentrant=False, preserve_rng_state=False)
     return block(x, table)
+
+
+def _is_compiled(block: nn.Module) -> bool:
+    return block._compiled_call_impl is not None or "forward" in vars(block)

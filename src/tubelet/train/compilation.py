@@ -1,5 +1,7 @@
 """torch.compile of the blocks, with dynamic sequence length and a cache that runs share."""
 
+import logging
+
 import torch
 
 from tubelet.config import TrainConfig
@@ -12,7 +14,9 @@ from tubelet.train.float8 import use_float8
 from tubelet.train.step_cost import StepCost
 from tubelet.vjepa import VJEPA
 
-# Compiling takes up to two minutes. On a CPU it saves a tenth of the time or more, on CUDA, where it also halves the
+logger = logging.getLogger(__name__)
+
+# Compiling takes minutes. On a CPU it saves a tenth of the time or more, on CUDA, where it also halves the
 # number of kernels, a third or more: what is over sooner does not gain.
 WORTH_SECONDS = {"cpu": 20 * 60, "cuda": 5 * 60}
 # Operations a second that a modest device of each kind does; whether to compile must not hang on a measurement, since
@@ -69,6 +73,7 @@ def compile_blocks(model: VJEPA, device: torch.device, sharded: bool = False) ->
     """
     set_compile_cache()
     remove_incomplete_libraries()
+    logging.getLogger("torch._dynamo.convert_frame").addFilter(_report_recompile_limit)
     if problem := _problem(device):
         return f"not compiling, steps will be slower: {problem}"
     parts: list[Encoder | Predictor] = [model.student, model.teacher, model.predictor, *model.frozen_teacher]
@@ -79,7 +84,18 @@ def compile_blocks(model: VJEPA, device: torch.device, sharded: bool = False) ->
             else:
                 block.compile(dynamic=True)
     model.loss = torch.compile(model.loss, dynamic=True)
-    return "compiling the transformer blocks; the first step may take up to 2 min (disable with --no-compile)"
+    return "compiling the transformer blocks; the first step takes minutes longer (disable with --no-compile)"
+
+
+def _report_recompile_limit(record: logging.LogRecord) -> bool:
+    """A log filter that replaces PyTorch's lines about the limit of graphs by one sentence."""
+    if "recompile_limit" not in record.getMessage():
+        return True
+    logger.warning(
+        "the transformer blocks meet more kinds of input than PyTorch compiles; the others run uncompiled, which is "
+        "slower but computes the same; please report it, with the output of TORCH_LOGS=recompiles"
+    )
+    return False
 
 
 def should_compile(config: TrainConfig, cost: StepCost, device: torch.device) -> bool:

@@ -18,29 +18,35 @@ logger = logging.getLogger(__name__)
 _LOG_LINES = 20
 _LOG_SECONDS = 600.0
 _FIRST_LINE_SECONDS = 10.0
-_SILENT_SECONDS = 3.0
+_SILENT_SECONDS, _REPEAT_SECONDS = 3.0, 30.0
 # A bar estimates the time left from the steps of so many seconds: steps of half a minute are no rarity on a CPU.
 _RATE_SECONDS = 600.0
 
 
 class StageNotice:
-    """Logs what is being done where that takes longer than a few seconds, which would otherwise be silent."""
+    """Logs a stage that takes longer than a few seconds, which would otherwise be silent, and its elapsed time."""
 
     def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
+        self._ended = threading.Event()
 
     def begin(self, stage: str) -> None:
         """Begin a stage, which ends the one before."""
         self.end()
-        self._timer = threading.Timer(_SILENT_SECONDS, logger.info, (f"{stage} ...",))
-        self._timer.daemon = True
-        self._timer.start()
+        self._ended = threading.Event()
+        threading.Thread(target=_log_stage, args=(stage, self._ended), daemon=True).start()
 
     def end(self) -> None:
         """End the stage."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._ended.set()
+
+
+def _log_stage(stage: str, ended: threading.Event) -> None:
+    start_time, wait = time.monotonic(), _SILENT_SECONDS
+    while not ended.wait(wait):
+        seconds = time.monotonic() - start_time
+        elapsed = f" ({duration(seconds)} so far)" if wait == _REPEAT_SECONDS else ""
+        logger.info("%s ...%s", stage, elapsed)
+        wait = _REPEAT_SECONDS
 
 
 class ProgressLine:

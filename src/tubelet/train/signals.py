@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
@@ -18,6 +19,8 @@ STOP_SIGNALS = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM"
 # A stop signal often arrives twice: SLURM and systemd signal every process of a job, and torchrun, one of them,
 # forwards it. Only a signal that arrives later than this is a request to stop at once.
 SAME_S = 2.0
+# Modules of the errors that an interrupted compiler causes.
+_COMPILER = ("torch._inductor", "torch._dynamo")
 
 
 class InterruptedRunError(TrainingError):
@@ -40,7 +43,13 @@ class InterruptedRunError(TrainingError):
 class StopSignals:
     """Records a stop signal until the step in progress is done; a second one after `SAME_S` acts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, remedy: Callable[[], str] = str) -> None:
+        """Record nothing yet.
+
+        Args:
+            remedy: returns how a run whose step is lost is continued, such as "; continue with --resume".
+        """
+        self.remedy = remedy
         self.received: signal.Signals | None = None
         self.since = 0.0  # time of the first signal, by time.monotonic
         self.previous: dict[signal.Signals, Any] = {}
@@ -60,10 +69,10 @@ class StopSignals:
         self._restore()
         # Ctrl-C also interrupts a running compiler, whose failure is then an error of the step.
         if self.received and isinstance(error, Exception) and not isinstance(error, TubeletError):
+            compiler = type(error).__module__.startswith(_COMPILER)
+            during = "while the model was compiled" if compiler else f"in the middle of a step ({type(error).__name__})"
             raise InterruptedRunError(
-                f"{self.received.name}: stopped in the middle of a step ({type(error).__name__}), which is lost; "
-                "continue from the last checkpoint with --resume",
-                self.received,
+                f"{self.received.name}: stopped {during}; the step is lost{self.remedy()}", self.received
             ) from error
 
     def _remember(self, number: int, frame: FrameType | None) -> None:

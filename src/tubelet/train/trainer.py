@@ -212,7 +212,7 @@ class Trainer:
             TubeletError: see `tubelet.train.trainer.train`.
         """
         config, step, stop, problem = self.config, self.start, None, None
-        with StopSignals() as signals, self.progress, self.stream:
+        with StopSignals(self._how_to_continue) as signals, self.progress, self.stream:
             timer = StepTimer(self.ctx.device)
             self._stage.begin("waiting for the first batch")
             for step, data in self.stream:
@@ -402,10 +402,8 @@ class Trainer:
         if problem:
             raise TrainingError(problem + (f"; {newest} is written" if newest else ""))
         if stop:
-            written = f"{newest} is written" if newest else "no checkpoint is written"
-            again = shlex.join(["tubelet", "train", "--out", str(self.out), "--resume"])
             raise InterruptedRunError(
-                f"{stop.name}: stopped after step {step} of {steps}; {written}, continue with: {again}", stop
+                f"{stop.name}: stopped after step {step} of {steps}{self._how_to_continue()}", stop
             )
         if newest is None:
             raise TrainingError("the run has no steps")
@@ -414,6 +412,12 @@ class Trainer:
         skipped = f", {self.guard.history.skipped} of them skipped" if self.guard.history.skipped else ""
         logger.info("%d steps done%s; the model is in %s", steps, skipped, newest)
         return newest
+
+    def _how_to_continue(self) -> str:
+        """What remains of a run that is stopped, and the command that continues it."""
+        newest = self.checkpointer.newest
+        written = f"{newest} is written, continue" if newest else "no checkpoint is written, start again"
+        return f"; {written} with: {shlex.join(['tubelet', 'train', '--out', str(self.out), '--resume'])}"
 
 
 def list_media_once_per_machine(config: TrainConfig, ctx: DistContext) -> MediaList:
