@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import tyro
 
@@ -203,14 +204,16 @@ def _options(kind: Any) -> dict[str, list[str]]:
     for name, hint in type_hints(kind).items():
         marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
         hint = get_args(hint)[0] if marks else hint
-        members = get_args(hint) or (hint,)  # of a union; None is an option that is left out
-        if name not in kind.__dataclass_fields__ or tyro.conf.Positional in marks:
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        members = tuple(each for each in members if each is not NoneType)  # None is an option that is left out
+        hidden = tyro.conf.Positional in marks or tyro.conf.Suppress in marks
+        if name not in kind.__dataclass_fields__ or hidden:
             continue
         if isinstance(hint, type) and issubclass(hint, Settings):
             options |= _options(hint)
             continue
-        literals = [each for each in (hint, *members) if get_origin(each) is Literal]
-        options[option_name(name)] = [choice for each in literals for choice in get_args(each)]
+        closed = all(get_origin(each) is Literal for each in members)
+        options[option_name(name)] = [choice for each in members for choice in get_args(each)] if closed else []
         if bool in members:
             options[option_name(f"no_{name}")] = []
     return options
