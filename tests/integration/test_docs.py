@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from filelock import FileLock
 
 from tests.conftest import shared_folder
@@ -34,14 +35,16 @@ def commands(page, language):
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A folder with what a page's commands expect to find: a few videos, and stacks of 12 bits."""
+    """A folder with what a page's commands expect to find: a few videos, and TIFF stacks of 12 bits."""
     (tmp_path / "videos").mkdir()
     for i in range(3):
         write_video(tmp_path / "videos" / f"{i}.mp4", frames=48)
         write_image(tmp_path / "videos" / f"{i}.jpg")
     (tmp_path / "cells").mkdir()
     for i in range(2):
-        np.save(tmp_path / "cells" / f"{i}.npy", np.random.default_rng(i).integers(0, 4096, (16, 64, 64), np.uint16))
+        tifffile.imwrite(
+            tmp_path / "cells" / f"{i}.tif", np.random.default_rng(i).integers(0, 4096, (16, 64, 64), np.uint16)
+        )
     for part in ("tests", "benchmarks"):
         (tmp_path / part).symlink_to(ROOT / part)
     return tmp_path

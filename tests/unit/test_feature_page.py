@@ -267,6 +267,21 @@ def test_a_point_is_followed_and_a_click_on_the_plot_seeks(page):
 
 
 @pytest.mark.browser
+def test_marks_of_a_patch_in_a_corner_are_not_cut_off(page):
+    page.click(SCREEN, x=0.01, y=0.99)
+    page.evaluate("setMode('similarity')")
+    width, height, x, y = page.evaluate("""(() => {
+      const { marks } = cards[0].screens.at(-1), { width, height } = marks, x = new Set(), y = new Set();
+      const { data } = marks.getContext("2d").getImageData(0, 0, width, height);
+      for (let i = 0; i < width * height; i++) {
+        if (data[4 * i + 3] === 255) { x.add(i % width); y.add(Math.floor(i / width)); }
+      }
+      return [width, height, Math.min(...x), Math.max(...y)];
+    })()""")  # where the light line of the outline begins and ends
+    assert 1 <= x < width / 8 and height * 7 / 8 < y <= height - 2
+
+
+@pytest.mark.browser
 def test_colors_begin_as_in_python_and_spread_over_a_region(page):
     everything = page.evaluate("layers[0].basis.axes")
     computed = page.evaluate("principalComponents(features(0).sample).axes.map(axis => [...axis])")

@@ -91,11 +91,18 @@ class Screen {  // encoder: number of an encoder, null for only the frame
         context.stroke();
       }
     };
+    // Marks of patches at the border stay whole: half of the widest line and the radius are kept inside.
+    const inside = (value, size, radius) => Math.min(size - radius - 2.25, Math.max(radius + 2.25, value));
+    const circle = ([x, y], radius) => context.arc(inside(x * width, width, radius), inside(y * height, height, radius), radius, 0, 7);
+    const rectangle = (x0, y0, x1, y1) => {
+      const [left, right] = [x0, x1].map(x => inside(x * width, width, 0)), [top, bottom] = [y0, y1].map(y => inside(y * height, height, 0));
+      context.rect(left, top, right - left, bottom - top);
+    };
     const trace = list => list.forEach(([x, y], i) => context[i ? "lineTo" : "moveTo"](x * width, y * height));
     context.lineJoin = context.lineCap = "round";
     if (points) {
       if (state.mode === "pca") outline(() => trace(points));
-      else outline(() => { const [x0, y0, x1, y1] = bounds(points); context.rect(x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height); });
+      else outline(() => rectangle(...bounds(points)));
       return;
     }
     const { query } = state, encoder = this.encoder ?? state.shown[0];
@@ -104,23 +111,22 @@ class Screen {  // encoder: number of an encoder, null for only the frame
     }
     if (state.mode !== "similarity" || !query) return;
     const layer = layers[encoder], path = layer?.path?.get(this.card.number), step = this.card.stepOf(encoder);
+    const isQuery = query.card === this.card && step === this.card.stepAt(encoder, query.second);
     if (path?.[step]) {
       let begin = step;
       while (begin > 0 && begin > step - 24 && path[begin - 1]) begin--;
       outline(() => trace(path.slice(begin, step + 1)));
-      const [x, y] = path[step];
-      context.fillStyle = "#fff";
-      context.beginPath();
-      context.arc(x * width, y * height, 4.5, 0, 7);
-      context.fill();
     }
-    if (query.card === this.card && step === this.card.stepAt(encoder, query.second)) {
+    if (isQuery) {
       const [, rows, columns] = data.encoders[encoder].grids[this.card.number];
       const [x0, y0, x1, y1] = cells(query.box, rows, columns);
-      outline(() => context.rect(x0 / columns * width, y0 / rows * height, (x1 - x0) / columns * width, (y1 - y0) / rows * height));
-    } else if (!path?.[step] && layer?.best) {
-      const best = layer.best(this.card, step);
-      outline(() => context.arc(best[0] * width, best[1] * height, 8, 0, 7));
+      outline(() => rectangle(x0 / columns, y0 / rows, x1 / columns, y1 / rows));
+    } else if (path?.[step]) {
+      outline(() => circle(path[step], 4.5));
+      context.fillStyle = "#fff";
+      context.fill();
+    } else if (layer?.best) {
+      outline(() => circle(layer.best(this.card, step), 8));
     }
   }
 }
