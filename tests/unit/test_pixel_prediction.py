@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -16,6 +17,7 @@ from tubelet.heads.head_file import EncoderId, Head, HeadInput, HeadSpec
 from tubelet.labels.checks import check_labels
 from tubelet.labels.depth_maps import read_depth
 from tubelet.labels.infer import infer_task
+from tubelet.labels.masks import read_mask
 from tubelet.labels.records import LabelRow
 from tubelet.labels.table import read_labels
 from tubelet.prediction.pipeline import predict_collection
@@ -84,7 +86,7 @@ def test_masks_cover_whole_images_and_a_frame_of_each_time_step(model, media, tm
     head, out = make_head(model, indices=(3, 0, 7)), tmp_path / "out"
     summary = predict(model, head, media, out, batch_size=5)
     found = rows(out / "predictions.csv")
-    assert list(found[0]) == ["path", "start_s", "mask_file", "overlay_file", *CLASSES]
+    assert list(found[0]) == ["path", "start_s", "start_frame", "mask_file", "overlay_file", *CLASSES]
     video = [row for row in found if row["path"].endswith(".mp4")]
     assert [row["start_s"] for row in video] == ["0.250", "0.750", "1.250", "1.750"] and len(found) == 6
     for row in found:
@@ -122,13 +124,34 @@ def test_predictions_are_a_label_table(model, media, tmp_path):
     assert [sample.time_s for sample in row_samples(table)] == [0.25, 0.75, 1.25, 1.75, None, None]
 
 
+def test_maps_of_a_stack_are_named_by_page_and_are_one_file(model, tmp_path):
+    pages = np.random.default_rng(2).integers(0, 256, (5, 32, 40), np.uint8)
+    tifffile.imwrite(tmp_path / "cells.tif", pages, photometric="minisblack")
+    out = tmp_path / "out"
+    summary = predict(model, make_head(model, indices=(3, 0, 7)), tmp_path / "cells.tif", out)
+    found = rows(out / "predictions.csv")
+    assert [(row["start_s"], row["start_frame"]) for row in found] == [("", str(page)) for page in range(5)]
+    assert [row["mask_file"].rpartition("/")[2] for row in found][::4] == ["page-000000.png", "page-000004.png"]
+    (own,) = rows(out / "summary.csv")
+    masks = tifffile.imread(out / own["mask_file"])
+    assert masks.shape == (5, 32, 40) and masks.dtype == np.uint8 and own["mask_file"].endswith("/cells.tif")
+    assert all(np.array_equal(masks[page], read_indexed(out / row["mask_file"])) for page, row in enumerate(found))
+    ((shown,),) = [each.media_predictions() for each in summary.heads]
+    assert [overlay.caption.partition(":")[0] for overlay in shown.overlays] == [f"page {page}" for page in range(5)]
+    table = check_labels(read_labels(out / "predictions.csv"), None, min_examples=1)  # of pages
+    assert [row.start_s for row in table.rows] == [0, 0.25, 0.5, 0.75, 1]
+    (tmp_path / "labels.csv").write_text(f"path,mask\ncells.tif,out/{own['mask_file']}\n")
+    table = check_labels(read_labels(tmp_path / "labels.csv"))  # of whole stacks
+    assert np.array_equal(np.stack([read_mask(row) for row in table.rows]), masks)
+
+
 @pytest.mark.parametrize(("largest", "per_unit"), [(4000.0, 1), (8.0, 1000), (300.0, 1)])
 def test_depth_maps_are_in_the_unit_of_the_labels(model, media, tmp_path, largest, per_unit):
     head, out = make_head(model, "depth", bins=np.linspace(largest / 1e4, largest, 256).tolist()), tmp_path / "out"
     predict(model, head, media, out)
     found = rows(out / "predictions.csv")
     assert (
-        list(found[0]) == ["path", "start_s", "depth_file", "overlay_file", "per_unit", "mean_depth"]
+        list(found[0]) == ["path", "start_s", "start_frame", "depth_file", "overlay_file", "per_unit", "mean_depth"]
         and len(found) == 6
     )
     for row in found:

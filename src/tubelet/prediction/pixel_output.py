@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from torch import Tensor
 
 from tubelet.config import PredictConfig
@@ -25,7 +25,7 @@ from tubelet.io.files import atomic_write
 from tubelet.prediction.label_output import PREDICTIONS, SUMMARY
 from tubelet.prediction.layout import WindowLayout
 from tubelet.prediction.media_predictions import MediaPredictions, Overlay
-from tubelet.prediction.outputs.base import FileScores, FileWindow, HeadOutput, ScoreRows
+from tubelet.prediction.outputs.base import FileScores, FileWindow, HeadOutput, ScoreRows, SourceFile
 from tubelet.prediction.tables import Kind, TableWriter
 from tubelet.tasks import segmentation
 
@@ -36,9 +36,10 @@ _JPEG_QUALITY = 88
 class PixelOutput(HeadOutput):
     """Maps of pixels as files, and a table of them.
 
-    `predictions.csv` has the columns path, start_s (the time of the frame; empty for an image), the map's file, the
-    overlay's file, and what is known about the map. A file's maps are in a folder that its name and a hash of its
-    path name; a map of a video is named by its time.
+    `predictions.csv` has the columns path, start_s (the time of the frame; empty for an image or stack), start_frame
+    (the page of a stack), the map's file, the overlay's file, and what is known about the map. A file's maps are in a
+    folder that its name and a hash of its path name; a map of a video is named by its time, of a stack by its page. A
+    stack of which every page has a map also has them as the pages of one TIFF file, which `summary.csv` names.
 
     Attributes:
         kind: name of the folder of maps, and of the column.
@@ -96,7 +97,7 @@ class PixelOutput(HeadOutput):
             del self.pending[item.file.key]
             time_s = 0.0 if item.window is None else round(item.file.start_s + float(item.window.times[0]), 6)
             predictions = self.predict(torch.stack([each for each, _ in squares]), square.shape)
-            self._write_files(item, time_s, predictions, torch.stack([each for _, each in squares]))
+            self._write_files(item.file, time_s, predictions, torch.stack([each for _, each in squares]))
             yield ScoreRows(
                 key=item.file.key,
                 first=item.number // square.count,
@@ -106,25 +107,24 @@ class PixelOutput(HeadOutput):
                 distance=np.array([np.nan], np.float32),
             )
 
-    def _write_files(self, item: FileWindow, time_s: float, prediction: NDArray[Any], squares: Tensor) -> None:
-        video = item.window is not None
-        with atomic_write(self.folder / self.map_file(item.file.key, time_s, video)) as partial:
+    def _write_files(self, file: SourceFile, time_s: float, prediction: NDArray[Any], squares: Tensor) -> None:
+        with atomic_write(self.folder / self.map_file(file, time_s)) as partial:
             self.encode(prediction).save(partial, format="PNG")
         size = self.layout.clips.image_size
         shape = (prediction.shape[0], prediction.shape[1])
         merged = segmentation.merge_windows(squares.float(), size, shape)
         image = merged.round().to(torch.uint8).permute(1, 2, 0).numpy()
         small = prediction[segmentation.nearest_pixels(shape, (image.shape[0], image.shape[1]))]
-        with atomic_write(self.folder / self.overlay_file(item.file.key, time_s, video)) as partial:
+        with atomic_write(self.folder / self.overlay_file(file, time_s)) as partial:
             Image.fromarray(self.paint(small, image)).save(partial, format="JPEG", quality=_JPEG_QUALITY)
 
-    def map_file(self, key: str, time_s: float, video: bool) -> PurePosixPath:
+    def map_file(self, file: SourceFile, time_s: float) -> PurePosixPath:
         """The file of a map, relative to the folder of the tables."""
-        return _file(self.kind, key, time_s, video, ".png")
+        return _file(self.kind, file, time_s, ".png")
 
-    def overlay_file(self, key: str, time_s: float, video: bool) -> PurePosixPath:
+    def overlay_file(self, file: SourceFile, time_s: float) -> PurePosixPath:
         """The file of a painted map, relative to the folder of the tables."""
-        return _file(PICTURES, key, time_s, video, ".jpg")
+        return _file(PICTURES, file, time_s, ".jpg")
 
     def discard(self, key: str) -> None:
         """Remove the maps of a file or span."""
@@ -134,26 +134,49 @@ class PixelOutput(HeadOutput):
 
     def write(self, files: Iterable[FileScores]) -> None:
         """Write `predictions.csv`, `predictions.parquet` and `summary.csv`, the means over the maps of each file."""
-        fixed: list[tuple[str, Kind]] = [("path", "text"), ("start_s", "seconds"), (f"{self.kind}_file", "text")]
+        map_column: tuple[str, Kind] = (f"{self.kind}_file", "text")
+        fixed: list[tuple[str, Kind]] = [("path", "text"), ("start_s", "seconds"), ("start_frame", "count"), map_column]
         numbers: list[tuple[str, Kind]] = [(name, "number") for name in (*self.constants, *self.names)]
         ascii_only = self.ascii_paths and all(map(str.isascii, self.names))
-        short: list[tuple[str, Kind]] = [("path", "text"), ("maps", "count"), *numbers]
+        short: list[tuple[str, Kind]] = [("path", "text"), ("maps", "count"), map_column, *numbers]
         constants = tuple(self.constants.values())
         with (
             TableWriter(self.folder, PREDICTIONS, [*fixed, ("overlay_file", "text"), *numbers], ascii_only) as table,
             TableWriter(self.folder, SUMMARY, short, ascii_only, parquet=False) as summary,
         ):
             for item in files:
-                path, key, video = item.file.path, item.file.key, item.file.duration_s > 0
-                total, count = np.zeros(len(self.names)), 0
-                for rows in item.rows:
-                    for time_s, values in zip(rows.start_s.tolist(), rows.scores, strict=True):
-                        files_of = (self.map_file(key, time_s, video), self.overlay_file(key, time_s, video))
-                        table.add((path, time_s if video else None, *map(str, files_of), *constants, *values.tolist()))
-                        total, count = total + values, count + 1
-                if count:
-                    summary.add((key, count, *constants, *(total / count).tolist()))
+                file, times = item.file, []
+                total = np.zeros(len(self.names))
+                for time_s, values in self._maps(item):
+                    files_of = (str(self.map_file(file, time_s)), str(self.overlay_file(file, time_s)))
+                    second = time_s if file.duration_s > 0 and not file.pages else None
+                    table.add((file.path, second, file.page_at(time_s), *files_of, *constants, *values.tolist()))
+                    times.append(time_s)
+                    total += values
+                if times:
+                    whole = self._write_pages(file, times) if len(times) == file.pages else ""
+                    summary.add((file.key, len(times), whole, *constants, *(total / len(times)).tolist()))
         self.counts = {"maps": table.rows, **self.counts}
+
+    def _maps(self, item: FileScores) -> Iterator[tuple[float, NDArray[np.float32]]]:
+        """Time and summary of each map; of a page that several time steps show, of the first."""
+        before = None
+        for rows in item.rows:
+            for time_s, values in zip(rows.start_s.tolist(), rows.scores, strict=True):
+                page = item.file.page_at(time_s)
+                if page is None or page != before:
+                    yield time_s, values
+                before = page
+
+    def _write_pages(self, file: SourceFile, times: Sequence[float]) -> str:
+        """Write the maps of all pages of a stack as one TIFF file; gives its place in the folder of the tables."""
+        name = _file_folder(self.kind, file.key) / f"{_stem(file.key)}.tif"
+        with atomic_write(self.folder / name) as partial, TiffImagePlugin.AppendingTiffWriter(partial, True) as pages:
+            for time_s in times:
+                with Image.open(self.folder / self.map_file(file, time_s)) as page:
+                    page.save(pages, format="TIFF", compression="tiff_deflate")
+                pages.newFrame()
+        return str(name)
 
     def media_predictions(self, item: FileScores) -> MediaPredictions:
         """The painted maps of a file."""
@@ -161,21 +184,25 @@ class PixelOutput(HeadOutput):
         overlays = [
             Overlay(
                 time_s=time_s,
-                image=self.folder / self.overlay_file(file.key, time_s, file.duration_s > 0),
-                caption=self.caption(values),
+                image=self.folder / self.overlay_file(file, time_s),
+                caption=f"page {file.page_at(time_s)}: " * bool(file.pages) + self.caption(values),
             )
-            for rows in item.rows
-            for time_s, values in zip(rows.start_s.tolist(), rows.scores, strict=True)
+            for time_s, values in self._maps(item)
         ]
         return MediaPredictions(path=file.path, duration_s=file.video_s, overlays=overlays)
 
 
-def _file(kind: str, key: str, time_s: float, video: bool, suffix: str) -> PurePosixPath:
-    name = f"{time_s:010.3f}" if video else "image"
-    return _file_folder(kind, key) / f"{name}{suffix}"
+def _file(kind: str, file: SourceFile, time_s: float, suffix: str) -> PurePosixPath:
+    name = f"{time_s:010.3f}" if file.duration_s > 0 else "image"
+    if (page := file.page_at(time_s)) is not None:
+        name = f"page-{page:06d}"
+    return _file_folder(kind, file.key) / f"{name}{suffix}"
+
+
+def _stem(key: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", PurePosixPath(key).stem)[:60]
 
 
 def _file_folder(kind: str, key: str) -> PurePosixPath:
     """The folder of the maps of a media file or span, relative to that of the tables."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", PurePosixPath(key).stem)[:60]
-    return PurePosixPath(kind) / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    return PurePosixPath(kind) / f"{_stem(key)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

@@ -155,6 +155,7 @@ def _file_columns(file: SourceFile) -> dict[str, Any]:
         "duration_s": file.duration_s,
         "windows": file.windows,
         "video_s": file.video_s,
+        "pages": file.pages,
         **span_columns(file.span),
     }
 
@@ -186,12 +187,13 @@ class _PartCache:
         """The file of a row."""
         table = self.table(number)
         values = {name: table[name][row].as_py() for name in _COLUMNS if name not in ("head", "first")}
-        more = {name: table[name][row].as_py() for name in ("video_s", *SPAN) if name in table.column_names}
+        more = {name: table[name][row].as_py() for name in ("video_s", "pages", *SPAN) if name in table.column_names}
         start_s, end_s = (None if isnan(more.get(name, nan)) else more[name] for name in SPAN)
         return SourceFile(
             **values | {"modality": Modality(values["modality"])},
             span=None if start_s is None else (start_s, end_s),
             video_s=more.get("video_s", values["duration_s"]),  # of a table that was written before it existed
+            pages=more.get("pages", 0),  # likewise
         )
 
     def rows(self, key: str, number: int, row: int, width: int) -> ScoreRows:

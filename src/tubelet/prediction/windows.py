@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from tubelet.config import ModelConfig, PredictConfig
+from tubelet.data.batch import MediaBytes
+from tubelet.data.containers import Media
 from tubelet.data.model_frames import FrameReader, is_outside_window, open_frames, read_still
 from tubelet.data.prefetch import prefetching_loader
 from tubelet.data.sample_index import SampleIndex, build_index
 from tubelet.data.sources import MediaList
+from tubelet.data.stacks import is_stack
 from tubelet.data.storage import StorageError
 from tubelet.data.worker_loader import WorkerLoader
 from tubelet.data.worker_status import WorkerStatus
@@ -185,7 +188,8 @@ class CollectionWindows(IterableDataset[WindowBatch]):
         with open_frames(source.media, self.model.pixels, self.layout.clips.fps) as video:
             duration_s = source.limit(video.info).duration_s
             video_s = duration_s if file.span is None else video.info.duration_s
-            file = replace(file, duration_s=duration_s, video_s=video_s)
+            pages = video.info.frames if _is_stack(source.media) else 0
+            file = replace(file, duration_s=duration_s, video_s=video_s, pages=pages)
             if self.layout.whole:
                 yield from _video_squares(video, self.layout, file)
                 return
@@ -193,6 +197,10 @@ class CollectionWindows(IterableDataset[WindowBatch]):
             decoded = decode_windows(video, self.layout, duration_s, file.start_s)
             for number, (window, stretched, pixels) in enumerate(decoded):
                 yield FileWindow(file=file, number=number, window=window, stretched=stretched), pixels
+
+
+def _is_stack(media: Media) -> bool:
+    return not isinstance(media, MediaBytes) and is_stack(media)
 
 
 class _Batcher:

@@ -29,6 +29,7 @@ from tubelet.prediction.tables import Kind
 
 Floats = NDArray[np.float32]
 Seconds = NDArray[np.float64]
+_ROUNDED_PAGE = 0.01  # of a page: times are stored with six decimals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class SourceFile:
         windows: number of its windows; 1 for an image, or the number of its squares if it is seen whole.
         span: start and end of the span as it is listed, in seconds of the video; None for a whole file.
         video_s: seconds of the whole video; 0 for an image.
+        pages: number of pages of a stack; 0 of other files.
     """
 
     path: str
@@ -54,6 +56,13 @@ class SourceFile:
     windows: int
     span: tuple[float, float | None] | None = None
     video_s: float = 0.0
+    pages: int = 0
+
+    def page_at(self, second: float) -> int | None:
+        """The page of a stack that is shown at a time; None for other files."""
+        if not self.pages:
+            return None
+        return min(self.pages - 1, int(second * self.pages / self.video_s + _ROUNDED_PAGE))
 
     @property
     def key(self) -> str:
