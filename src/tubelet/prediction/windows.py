@@ -188,7 +188,7 @@ class CollectionWindows(IterableDataset[WindowBatch]):
         with open_frames(source.media, self.model.pixels, self.layout.clips.fps) as video:
             duration_s = source.limit(video.info).duration_s
             video_s = duration_s if file.span is None else video.info.duration_s
-            pages = video.info.frames if _is_stack(source.media) else 0
+            pages = (video.info.frames or 0) if _is_stack(source.media) else 0
             file = replace(file, duration_s=duration_s, video_s=video_s, pages=pages)
             if self.layout.whole:
                 yield from _video_squares(video, self.layout, file)
