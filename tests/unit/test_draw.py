@@ -1,6 +1,7 @@
 """Predictions drawn into videos, and the ethogram."""
 
 import weakref
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -71,6 +72,16 @@ def test_a_drawn_video_is_large_enough_to_read_and_plays_everywhere(tmp_path):
         assert (codec.name, codec.pix_fmt, codec.has_b_frames) == ("h264", "yuv420p", False)
         assert codec.width == 480 and codec.height > 480
         assert codec.width % 2 == codec.height % 2 == 0
+
+
+def test_a_note_is_a_line_below_the_timeline(tmp_path):
+    video = write_video(tmp_path / "a.mp4", frames=2)
+    plain = predictions(span(0, 1, "walking"))
+    for name, each in (("plain", plain), ("noted", replace(plain, note="mice: do not rely on it"))):
+        draw_video(video, each, tmp_path / f"{name}.mp4")
+    (before, *_), (after, *_) = (frames_of(tmp_path / f"{name}.mp4") for name in ("plain", "noted"))
+    added = after[len(before) :]
+    assert len(added) >= 20 and np.ptp(added.astype(int)) > 100
 
 
 def test_a_turned_video_is_drawn_upright(tmp_path):

@@ -14,6 +14,7 @@ from tubelet.fitting.clip_task import FROZEN
 from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin, Suggestion
 from tubelet.heads.head_file import EncoderId, HeadInput, HeadSpec, MetricInterval, ModelMetrics
 from tubelet.view.fit_report import (
+    caution,
     common_confusions,
     curve_sentence,
     is_clearly_better,
@@ -66,6 +67,9 @@ def test_the_sentence_on_trust_compares_with_the_best_baseline():
     assert "may be chance" in trust_sentence(scores(metric(62), metric(60)))
     assert is_clearly_better(scores(metric(80), metric(20))) and not is_clearly_better(scores(metric(62), metric(60)))
     assert "do not rely on this head" in trust_sentence(scores(metric(59), metric(60)))
+    assert caution(scores(metric(80), metric(20))) == "" and caution(()) == "not measured on held-out files"
+    assert caution(scores(metric(59), metric(60))).endswith(": do not rely on it")
+    assert caution(scores(metric(62), metric(60))).startswith("not clearly better than")
     error = [metric(x, 0.1, "RMSE", "m", higher=False) for x in (0.5, 0.9, 1.5)]
     assert "clearly better than the best baseline (majority class) 0.900 m" in trust_sentence(scores(*error))
     assert "do not rely" in trust_sentence(scores(error[1], error[0]))

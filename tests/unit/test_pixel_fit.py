@@ -11,7 +11,7 @@ from tests.helpers.pixel_labels import CLASSES, write_pixel_labels
 from tubelet.config import FitConfig, ModelConfig, PredictorConfig
 from tubelet.datasets.annotations import IGNORED
 from tubelet.errors import TubeletError
-from tubelet.fitting.label_task import FitContext, get_label_task
+from tubelet.fitting.label_task import ROUNDS, FitContext, get_label_task
 from tubelet.fitting.pixel_fit import row_samples
 from tubelet.fitting.tasks.segmentation import labeled_masks, measure, statistics
 from tubelet.heads.head_file import HeadInput, load_head
@@ -50,6 +50,18 @@ def fit(model, table, task, cache, *, levels=(-1,), splits=None, **settings):
         progress=lambda stage, done, total: None,
     )
     return get_label_task(task).fit(context)
+
+
+def test_the_progress_names_the_round_and_the_fold():
+    calls = []
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(FitContext))
+    context = FitContext(**fields | {"splits": [0] * 5, "progress": lambda *call: calls.append(call)})
+    context.in_round(ROUNDS[2] + " motion energy").in_fold(1).progress("training", 3, 150)
+    dataclasses.replace(context, splits=[0]).in_fold(0).progress("training", 3, 150)
+    assert calls == [
+        ("training: part 3 of 4, baseline motion energy, fold 2 of 5", 3, 150),
+        ("training", 3, 150),
+    ]
 
 
 def first_metrics(result):

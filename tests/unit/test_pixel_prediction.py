@@ -1,6 +1,7 @@
 """Masks and depth maps of images and videos, as files."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from tubelet.labels.infer import infer_task
 from tubelet.labels.masks import read_mask
 from tubelet.labels.records import LabelRow
 from tubelet.labels.table import read_labels
+from tubelet.prediction.layout import WindowLayout
+from tubelet.prediction.outputs.masks import MaskOutput
 from tubelet.prediction.pipeline import predict_collection
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks import segmentation
@@ -114,6 +117,15 @@ def test_masks_cover_whole_images_and_a_frame_of_each_time_step(model, media, tm
     overlays = next(shown[path] for path in shown if path.endswith(".mp4")).overlays
     assert [overlay.time_s for overlay in overlays] == [0.25, 0.75, 1.25, 1.75]
     assert all(overlay.image.is_file() and "%" in overlay.caption for overlay in overlays)
+
+
+def test_overlays_leave_out_the_background_with_and_without_its_name(model, tmp_path):
+    config, image = PredictConfig(), np.full((1, 2, 3), 100, np.uint8)
+    for names, left_out in ((("0", "5"), [True, False]), (("sky", "background"), [False, True])):
+        head = Head(replace(make_head(model, indices=(3, 0, 7)).spec, classes=names, options={"indices": (0, 5)}))
+        output = MaskOutput(head, tmp_path, config, WindowLayout.of_head(head.spec, 2))
+        painted = output.paint(np.array([[0, 1]]), image)
+        assert (painted == image).all(-1)[0].tolist() == left_out
 
 
 def test_predictions_are_a_label_table(model, media, tmp_path):

@@ -59,7 +59,7 @@ class Predict(LoadOptions, ConfigurableCommand):
         from tubelet.prediction.training_files import note_training_files
         from tubelet.prediction.videos import draw_videos
         from tubelet.view.ethogram import draw_ethogram
-        from tubelet.view.fit_report import trust_sentence
+        from tubelet.view.fit_report import caution, trust_sentence
         from tubelet.view.predictions_page import write_predictions_page
 
         files, sources = split_heads(self.heads_and_sources)
@@ -85,11 +85,14 @@ class Predict(LoadOptions, ConfigurableCommand):
                 progress=progress,
             )
         predictions = summary.media_predictions(None if self.settings.video else MAX_FILES)
+        predictions, known = note_training_files(predictions, heads)
+        cautions = [f"{name}: {text}" for name, head in heads.items() if (text := caution(head.spec.scores))]
         if self.settings.video:
             with files_progress(console) as progress:
-                predictions, _ = draw_videos(predictions, summary.media, self.out / "videos", summary.classes, progress)
+                predictions, _ = draw_videos(
+                    predictions, summary.media, self.out / "videos", summary.classes, progress, "; ".join(cautions)
+                )
         trust = {name: trust_sentence(head.spec.scores) for name, head in heads.items()}
-        predictions, known = note_training_files(predictions, heads)
         write_predictions_page(predictions[:MAX_FILES], page, summary.classes, heads=trust)
         if any(each.labels and each.duration_s for each in predictions):
             draw_ethogram(predictions[:MAX_FILES], self.out / "ethogram.png", summary.classes)
@@ -100,8 +103,8 @@ class Predict(LoadOptions, ConfigurableCommand):
         if known:
             print_wrapped(
                 console,
-                f"{known} of {len(predictions)} files were among those that a head was trained on: its predictions for "
-                "them are better than for other files",
+                f"a head was trained on {known} of the {len(predictions)} predicted files: its predictions for them are "
+                "better than for other files",
             )
 
 

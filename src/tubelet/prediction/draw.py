@@ -42,7 +42,7 @@ def draw_video(source: Media, predictions: MediaPredictions, out: Path, classes:
 
     Args:
         source: the video.
-        predictions: the labels and values; overlays are not drawn.
+        predictions: the labels and values, and the note below them; overlays are not drawn.
         out: the MP4 (H.264), which players and browsers take.
         classes: the classes of the heads, in their order, by which labels have the same colors in all videos.
 
@@ -133,7 +133,8 @@ class _Panel:
         self.top = layout.line + 3 * self.gap if labels else self.gap
         bottom = self.top + len(self.lanes) * self.lane_height + len(self.curves) * (self.curve_height + self.gap)
         self.bottom = bottom + self.gap
-        self.height = round_to_even(self.bottom + layout.line + self.gap)
+        self.note = predictions.note
+        self.height = round_to_even(self.bottom + (2 if self.note else 1) * layout.line + self.gap)
         self.drawn: tuple[Any, NDArray[np.uint8]] | None = None
 
     def image(self, now_s: float) -> NDArray[np.uint8]:
@@ -185,6 +186,9 @@ class _Panel:
             self._draw_curve(draw, curve, value, y + self.gap, begin, end)
             y += self.curve_height + self.gap
         self._write(draw, 2 * self.gap, self.bottom, clock if not self.more else f"{clock}  +{self.more} labels")
+        if self.note:
+            note = layout.shorten(self.note, layout.width - 4 * self.gap)
+            self._write(draw, 2 * self.gap, self.bottom + layout.line, note)
         if self.duration_s > WHOLE_S:
             self._draw_window_marker(draw, begin, end)
         return np.asarray(image)

@@ -34,7 +34,7 @@ def _digest(each: MediaPredictions, version: tuple[int, float] | None, classes: 
     curves = [
         (curve.name, *(x.tobytes() for x in (curve.starts_s, curve.ends_s, curve.values))) for curve in each.curves
     ]
-    text = repr((each.path, version, tuple(classes), list(each.labels), curves))
+    text = repr((each.path, version, tuple(classes), list(each.labels), curves)) + each.note
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
@@ -71,6 +71,7 @@ def draw_videos(
     folder: Path,
     classes: Sequence[str],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    caution: str = "",
 ) -> tuple[list[MediaPredictions], list[BadFile]]:
     """Write each video with its predictions drawn in, as `folder/NAME.mp4`.
 
@@ -82,6 +83,7 @@ def draw_videos(
         folder: the folder of the videos.
         classes: the classes of the heads, for the colors.
         progress: called with the number of written videos and of all.
+        caution: sentence about the heads that each video shows, before the note about the file.
 
     Returns:
         The predictions, with the drawn videos in them, and videos that could not be read.
@@ -100,10 +102,11 @@ def draw_videos(
         if each.path in names:
             progress(len(predictions), len(files))
             out = folder / f"{names[each.path]}.mp4"
-            digest = _digest(each, index.version(samples[each.path]), classes)
+            noted = replace(each, note=" ".join(filter(None, (caution, each.note))))
+            digest = _digest(noted, index.version(samples[each.path]), classes)
             try:
                 if drawn.get(out.name) != digest or not out.is_file():
-                    draw_video(index.read(samples[each.path]).media, each, out, classes)
+                    draw_video(index.read(samples[each.path]).media, noted, out, classes)
                     drawn[out.name] = digest
                     with atomic_write(folder / DRAWN) as partial:
                         partial.write_text(json.dumps(drawn, indent=0) + "\n", encoding="utf-8")

@@ -85,6 +85,18 @@ def trust_sentence(scores: Sequence[ModelMetrics]) -> str:
     )
 
 
+def caution(scores: Sequence[ModelMetrics]) -> str:
+    """The shortest form of `trust_sentence`; empty for a head that is clearly better than all baselines."""
+    if not scores or not scores[0].metrics:
+        return "not measured on held-out files"
+    rival = _best_rival(scores)
+    if rival is None or is_clearly_better(scores):
+        return ""
+    first, (name, best) = scores[0].metrics[0], rival
+    worse = first.value <= best.value if first.higher_is_better else first.value >= best.value
+    return f"no better than {name}: do not rely on it" if worse else f"not clearly better than {name}"
+
+
 def is_clearly_better(scores: Sequence[ModelMetrics]) -> bool:
     """Whether the interval of a head's first metric is beyond that of the best baseline, or there is none."""
     rival = _best_rival(scores) if scores and scores[0].metrics else None

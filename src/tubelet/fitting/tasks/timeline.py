@@ -65,10 +65,10 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
     best, sweep, chosen = _choose(context, data)
     measurement = context.in_round(ROUNDS[1])
     measured = _measure(measurement, data, best, OWN, chosen=chosen)
-    baselines = _baselines(context, data, best)
     network = measured.networks[0]
     if len(data.splits) > 1:  # measured by folds: the head itself learns from all videos
         (network,) = train_timelines(measurement.in_round("all videos"), data, [best], range(len(data.videos)))
+    baselines = _baselines(context, data, best)
     novelty, quantiles = _novelty(data)
     spec = HeadSpec(
         task=context.task,
