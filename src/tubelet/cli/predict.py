@@ -103,8 +103,8 @@ class Predict(LoadOptions, ConfigurableCommand):
         if known:
             print_wrapped(
                 console,
-                f"a head was trained on {known} of the {len(predictions)} predicted files: its predictions for them are "
-                "better than for other files",
+                f"a head was trained on {known} of the {len(predictions)} predicted files: its predictions for them "
+                "are better than for other files",
             )
 
 

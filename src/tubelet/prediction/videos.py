@@ -102,7 +102,7 @@ def draw_videos(
         if each.path in names:
             progress(len(predictions), len(files))
             out = folder / f"{names[each.path]}.mp4"
-            noted = replace(each, note=" ".join(filter(None, (caution, each.note))))
+            noted = replace(each, note=". ".join(filter(None, (caution, each.note))))
             digest = _digest(noted, index.version(samples[each.path]), classes)
             try:
                 if drawn.get(out.name) != digest or not out.is_file():
