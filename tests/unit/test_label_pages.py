@@ -10,12 +10,16 @@ from tubelet.data.images import read_image
 from tubelet.data.palette_png import read_indexed
 from tubelet.datasets.annotations import read_gray_png
 from tubelet.errors import DataError, DecodeError
+from tubelet.fitting.features import read_row_clips, span_of
 from tubelet.fitting.pixel_fit import row_samples
+from tubelet.fitting.run import retime_stacks
+from tubelet.heads.head_file import HeadInput
 from tubelet.labels.checks import check_labels
 from tubelet.labels.depth_maps import read_depth
 from tubelet.labels.masks import read_mask
 from tubelet.labels.records import LabelError
 from tubelet.labels.table import read_labels
+from tubelet.tasks.common.extract import Source
 
 FRAMES = 6
 
@@ -39,7 +43,7 @@ def write(path, pages):
 
 def checked(folder, text, task="segmentation"):
     (folder / "labels.csv").write_text(text)
-    return check_labels(read_labels(folder / "labels.csv"), task)
+    return check_labels(read_labels(folder / "labels.csv"), task, min_examples=1)
 
 
 def faults_of(folder, text, task="segmentation"):
@@ -106,3 +110,15 @@ def test_readers_of_a_single_page_refuse_several(folder):
     (folder / "unnamed").write_bytes((folder / "cells.tif").read_bytes())
     with pytest.raises(DecodeError, match="has 6 pages, expected 1"):
         read_image(str(folder / "unnamed"), full_depth=True)
+
+
+@pytest.mark.parametrize("fps", [2.0, 4.0, 8.0])
+def test_labels_of_clips_are_about_their_frames_at_any_rate(folder, fps):
+    write(folder / "long.tif", np.arange(24, dtype=np.uint8)[:, None, None] * np.ones((16, 16), np.uint8))
+    text = "path,start_frame,end_frame,label\nlong.tif,0,12,x\nlong.tif,12,24,y\n"
+    table = retime_stacks(checked(folder, text, "classification"), fps)
+    clips = HeadInput(image_size=16, frames=4, fps=fps, stride_s=4 / fps)
+    for row, first in zip(table.rows, (0, 12), strict=True):
+        pixels = read_row_clips(Source(files=(row.path,), part=span_of(row, table)), clips)
+        assert pixels[:, 0, :, 0, 0].flatten().tolist() == list(range(first, first + 12))
+    assert table.durations_s[folder / "long.tif"] == 24 / fps

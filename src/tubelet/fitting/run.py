@@ -12,6 +12,8 @@ import numpy as np
 from tubelet.checkpoint.native_clip import choose_clip
 from tubelet.config import FitConfig
 from tubelet.config.fields import require
+from tubelet.data.stacks import is_stack, read_stack_info
+from tubelet.data.stacks.reader import DEFAULT_FPS
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
 from tubelet.errors import ConfigError
 from tubelet.fitting.label_task import FitContext, LabelTask, Split, get_label_task
@@ -92,13 +94,16 @@ def fit_head(
     require_main_guard()
     config.reject_unused(task.unused, task.name)
     images = all(seconds == 0 for seconds in table.durations_s.values())
+    clips = head_input(task, model, config, images)
+    if task.name not in ("segmentation", "depth"):  # which read frames by their times in the table
+        table = retime_stacks(table, clips.fps)
     context = FitContext(
         task=task.name,
         table=table,
         splits=choose_splits(table, config),
         model=model,
         source=source,
-        head_input=head_input(task, model, config, images),
+        head_input=clips,
         config=config,
         cache=FeatureCache(cache or default_folder(), model),
         progress=progress,
@@ -146,6 +151,29 @@ def head_input(task: LabelTask, model: Backbone, config: FitConfig, images: bool
     if not images:
         clip_steps(result, model.config.tubelet_size)
     return result
+
+
+def retime_stacks(table: LabelTable, fps: float) -> LabelTable:
+    """A checked table with times at the rate of clips, for stacks without a frame rate.
+
+    Clips take the frames of such a stack one by one, at whatever rate; `check_labels` has them at `DEFAULT_FPS`.
+    """
+    factor = DEFAULT_FPS / fps
+    stacks = {
+        path
+        for path, seconds in table.durations_s.items()
+        if factor != 1 and seconds and is_stack(path) and read_stack_info(path).fps is None
+    }
+
+    def scaled(seconds: float | None) -> float | None:
+        return None if seconds is None else seconds * factor
+
+    rows = [
+        replace(row, start_s=scaled(row.start_s), end_s=scaled(row.end_s)) if row.path in stacks else row
+        for row in table.rows
+    ]
+    durations = {path: s * factor if path in stacks else s for path, s in table.durations_s.items()}
+    return replace(table, rows=tuple(rows), durations_s=durations)
 
 
 def choose_splits(table: LabelTable, config: FitConfig) -> Sequence[Split]:
