@@ -12,6 +12,7 @@ from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.errors import CheckpointError, ConfigError, DataError
 from tubelet.heads.head_file import load_head
 from tubelet.heads.networks.temporal import average_cells
+from tubelet.heads.training_files import file_id
 from tubelet.labels.records import LabelError
 from tubelet.pretrained.backbone import Backbone
 
@@ -77,6 +78,7 @@ def test_a_head_of_classes_beats_its_baselines_and_survives_its_file(clips, mode
     assert scores(head, "majority class")["top-1"].value < 50
     again = load_head(out)
     assert again.spec == head.spec
+    assert file_id(tmp_path / "0.mp4") in again.training_files == head.training_files
     features = model.encode(tmp_path / "0.mp4", resize=16, frames=4, fps=8.0)
     assert torch.equal(again(features), head(features)) and again(features).shape == (1, 3)
     assert again.spec.classes[int(again(features).argmax())] == "red"
