@@ -46,6 +46,7 @@ def push_head(
             spec = replace(spec, encoder=replace(spec.encoder, source=repository))
         with tempfile.TemporaryDirectory(prefix="tubelet-hub-") as folder:
             saved = Head(spec, head.network, head.novelty, head.encoder_weights)
+            saved.training_files = head.training_files
             saved.target_mean, saved.target_scale = head.target_mean, head.target_scale
             local = Path(folder) / Path(file).name
             saved.save(local)

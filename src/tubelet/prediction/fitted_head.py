@@ -24,6 +24,7 @@ class FittedHead(Head):
         """The same head with the same weights."""
         fitted = cls(head.spec, head.network, head.novelty, head.encoder_weights)
         fitted.target_mean, fitted.target_scale = head.target_mean, head.target_scale
+        fitted.training_files = head.training_files
         return fitted.train(head.training)
 
     def predict(
