@@ -325,6 +325,11 @@ def too_deep(done):
     assert not Path("shards", "index.jsonl").exists()
 
 
+@row(30)
+def gray_to_be_repeated(error, names):
+    assert isinstance(error, TubeletError) and "np.repeat(x[..., None], 3, axis=-1)" in str(error)
+
+
 def table(folder):
     """The rows of a table of features."""
     return pq.read_table(folder)

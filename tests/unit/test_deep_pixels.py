@@ -128,6 +128,8 @@ def test_values_outside_of_the_window_are_reported(model, tmp_path):
     for pixels, options in ((wrong, {"frames": 8}), (values.astype(np.int16) - 3000, {}), (values[0] - 1500, {})):
         with pytest.warns(UserWarning, match="more than 99 % of the values are outside of the model's window, 1900 to"):
             model.encode(pixels, **options)
+    with pytest.warns(UserWarning, match="more than 99 %"):
+        list(model.stream(wrong))
     with pytest.warns(UserWarning, match="floats are from .*, the darkest tenth of the model's window, 1900 to 2200"):
         model.encode(values / np.float32(65535))
 
