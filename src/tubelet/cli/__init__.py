@@ -26,6 +26,7 @@ from tubelet.cli.evaluate import Evaluate
 from tubelet.cli.explain import Explain
 from tubelet.cli.fit import Fit
 from tubelet.cli.info import Info
+from tubelet.cli.interrupts import interrupts_after_imports
 from tubelet.cli.map import Map
 from tubelet.cli.predict import Predict
 from tubelet.cli.report import Report
@@ -105,7 +106,8 @@ def _run(argv: list[str]) -> str | int | None:
     try:
         command = parse(COMMANDS[name], name, argv[1:])
         to_stderr = getattr(command, "json", False)
-        with log_to(ConsoleHandler(command.log_level, dated=command.DISTRIBUTED, stderr=to_stderr)):
+        handler = ConsoleHandler(command.log_level, dated=command.DISTRIBUTED, stderr=to_stderr)
+        with log_to(handler), interrupts_after_imports():
             require_inputs(command.inputs())
             command.run()
     except TubeletError as error:
