@@ -15,6 +15,8 @@ from tests.helpers.media import write_image, write_text, write_video
 from tests.helpers.training import rows
 from tubelet.checkpoint.run import list_checkpoints, load_vjepa
 from tubelet.cli import main
+from tubelet.cli.command import parse
+from tubelet.cli.info import Info
 
 
 def start(*arguments):
@@ -195,6 +197,10 @@ def test_a_wrong_setting_is_named_with_what_was_expected(media, tmp_path, comman
 def test_a_misspelled_option_or_choice_is_reported_with_the_nearest_one(command, line, words):
     code, text = command(*line.split())
     assert code == 1 and words in text and "None" not in text
+
+
+def test_a_command_without_arguments_is_parsed():
+    assert parse(Info, "info", []) == Info()
 
 
 def test_a_source_that_is_not_there_is_named(tmp_path, command):

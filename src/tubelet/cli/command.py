@@ -186,7 +186,7 @@ def _check_options(kind: type[Command], name: str, argv: Sequence[str]) -> None:
         ConfigError: names the first.
     """
     known = _options(kind)
-    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, after in zip(argv, [*argv[1:], ""], strict=False):
         option, equals, value = argument.partition("=")
         if not option.startswith("--") or option in ("--", "--help"):
             continue
