@@ -85,7 +85,7 @@ def _training_precision(device: Any) -> str:
         models.setdefault(_dtype_name(fast_training_dtype(preset().width, device)), []).append(name)
     if len(models) == 1:
         return f"{next(iter(models))} by default"
-    return "by default " + ", ".join(f"{dtype} for {' and '.join(names)}" for dtype, names in models.items())
+    return "by default " + ", ".join(f"{dtype} for {' '.join(names)}" for dtype, names in models.items())
 
 
 def _dtype_name(dtype: Any) -> str:
