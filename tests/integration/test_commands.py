@@ -199,6 +199,11 @@ def test_a_misspelled_option_or_choice_is_reported_with_the_nearest_one(command,
     assert code == 1 and words in text and "None" not in text
 
 
+def test_names_after_two_dashes_are_no_options(command):
+    code, text = command("stats", "--out", "stats.json", "--", "--weird.mp4")
+    assert code == 1 and "--weird.mp4: no such file or folder" in text
+
+
 def test_a_command_without_arguments_is_parsed():
     assert parse(Info, "info", []) == Info()
 

@@ -117,6 +117,8 @@ def _run(argv: list[str]) -> str | int | None:
                 print_wrapped(open_console(stderr=True), line)
         return getattr(error, "exit_code", 1)
     except PermissionError as error:  # of a look at a path, at any place
+        if error.filename is None:  # not about a path
+            raise
         reason = f"{error.filename}: {error.strerror or error}; change its permissions"
         print_wrapped(open_console(stderr=True), f"error: {reason}")
         return 1

@@ -188,7 +188,9 @@ def _check_options(kind: type[Command], name: str, argv: Sequence[str]) -> None:
     known = _options(kind)
     for argument, after in zip(argv, [*argv[1:], ""], strict=False):
         option, equals, value = argument.partition("=")
-        if not option.startswith("--") or option in ("--", "--help"):
+        if option == "--":  # what follows is no option
+            return
+        if not option.startswith("--") or option == "--help":
             continue
         option = option.replace("_", "-")
         if option not in known:
