@@ -113,10 +113,15 @@ def test_several_labels_lists_and_gaps(tmp_path):
 
 
 def test_columns_of_text_are_not_used_and_logged(tmp_path, caplog):
-    (tmp_path / "l.csv").write_text("path,label,wieght,note\na.mp4,x,heavy,good\n")
+    (tmp_path / "l.csv").write_text("path,label,massk,note\na.mp4,x,heavy,good\n")
     with caplog.at_level(logging.WARNING, "tubelet"):
         assert read_labels(tmp_path / "l.csv").targets == ()
-    assert "wieght of the labels is not used" in caplog.text and "(nearest: 'weight')" in caplog.text
+    assert "massk of the labels is not used" in caplog.text and "(nearest: 'mask')" in caplog.text
+
+
+def test_words_that_are_near_a_column_are_numbers_to_predict(tmp_path):
+    (tmp_path / "l.csv").write_text("path,start_x,end_x,height\na.mp4,1,2,3\n")
+    assert read_labels(tmp_path / "l.csv").targets == ("start_x", "end_x", "height")
 
 
 @pytest.mark.parametrize(
@@ -390,6 +395,13 @@ WRONG = {
         "path,lable\na.mp4,x\nb.mp4,y\n",
         None,
         ["header: column 'lable' is unknown .nearest: 'label'.; rename it"],
+    ),
+    "misspelled columns beside labels": (
+        "path,label,strat_s,ends,groups,wieght\na.mp4,x,0,1,1,1\na.mp4,y,1,2,1,1\nb.mp4,x,0,1,2,1\nb.mp4,y,1,2,2,1\n",
+        None,
+        [
+            "^header: unknown columns; rename strat_s to start_s, ends to end_s, groups to group, wieght to weight$",
+        ],
     ),
     "twice": (
         "path,label,label\na.mp4,x,y\nb.mp4,x,y\na.jpg,y,x\nb.jpg,y,x\n",

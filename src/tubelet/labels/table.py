@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from math import isnan
@@ -42,6 +43,8 @@ _OTHER_NAMES = {
     "depth": ("depth_file", "depth_file_name"),
 }
 _REMEDY = "save the table again"
+# Without these columns a table is still valid and means something else, so that a misspelled one is an error.
+_DECISIVE = ("start_s", "end_s", "start_frame", "end_frame", "split", "group", "weight")
 _URL = re.compile(r"\w{2,}:/")  # as a URL and as the path that it becomes; a drive of Windows has one letter
 # Columns of numbers that are a known column under another name rather than targets, and of text that are labels.
 _MISNOMERS = {
@@ -235,7 +238,16 @@ def _misnomers(header: Sequence[str], columns: dict[str, str]) -> dict[str, str]
     for column, others in _MISNOMERS.items():
         if column not in columns and column.replace("_s", "_frame") not in columns:
             misnomers |= dict.fromkeys([name for name in header if name.lower() in others][:1], column)
+    for column in _DECISIVE:
+        if column not in {*columns, *misnomers.values()}:
+            misnomers |= dict.fromkeys([name for name in header if _is_misspelling(name.lower(), column)][:1], column)
     return misnomers
+
+
+def _is_misspelling(word: str, name: str) -> bool:
+    """Whether letters are swapped, or one is missing or too many: `start_x` is another word than `start_s`."""
+    a, b = Counter(word), Counter(name)
+    return (a - b).total() + (b - a).total() <= 1
 
 
 def _duplicate_columns(header: Sequence[str]) -> list[str]:
