@@ -11,7 +11,7 @@ from tubelet.data.palette_png import read_indexed
 from tubelet.datasets.annotations import read_gray_png
 from tubelet.errors import DataError, DecodeError
 from tubelet.fitting.features import read_row_clips, span_of
-from tubelet.fitting.pixel_fit import row_samples
+from tubelet.fitting.pixel_inputs import row_samples
 from tubelet.fitting.run import retime_stacks
 from tubelet.heads.head_file import HeadInput
 from tubelet.labels.checks import check_labels

@@ -12,7 +12,7 @@ from tubelet.config import FitConfig, ModelConfig, PredictorConfig
 from tubelet.datasets.annotations import IGNORED
 from tubelet.errors import TubeletError
 from tubelet.fitting.label_task import ROUNDS, FitContext, get_label_task
-from tubelet.fitting.pixel_fit import row_samples
+from tubelet.fitting.pixel_inputs import row_samples
 from tubelet.fitting.tasks.segmentation import labeled_masks, measure, statistics
 from tubelet.heads.head_file import HeadInput, load_head
 from tubelet.labels.records import LabelError, LabelRow, LabelTable

@@ -13,7 +13,7 @@ from tests.helpers.media import write_video
 from tubelet.config import ModelConfig, PredictConfig, PredictorConfig
 from tubelet.data.images import read_image
 from tubelet.data.palette_png import read_indexed
-from tubelet.fitting.pixel_fit import row_samples
+from tubelet.fitting.pixel_inputs import row_samples
 from tubelet.heads.head_file import EncoderId, Head, HeadInput, HeadSpec
 from tubelet.labels.checks import check_labels
 from tubelet.labels.depth_maps import read_depth

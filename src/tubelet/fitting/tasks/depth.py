@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from tubelet.datasets import DenseSample, DepthDataset
 from tubelet.errors import DataError
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.pixel_fit import UNUSED, Map, PixelObjective, Progress, Rows, Trained, fit_pixels, rows_by_name
+from tubelet.fitting.pixel_fit import fit_pixels
+from tubelet.fitting.pixel_inputs import rows_by_name
+from tubelet.fitting.pixel_objective import UNUSED, Map, PixelObjective, Progress, Rows, Trained
 from tubelet.fitting.result import FitResult
 from tubelet.heads.head_file import Head, MetricInterval
 from tubelet.labels.depth_maps import read_depth

@@ -16,7 +16,9 @@ from tubelet.datasets import DenseSample, SegmentationDataset
 from tubelet.datasets.annotations import IGNORED
 from tubelet.errors import DataError
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.pixel_fit import UNUSED, Map, PixelObjective, Progress, Rows, Trained, fit_pixels, rows_by_name
+from tubelet.fitting.pixel_fit import fit_pixels
+from tubelet.fitting.pixel_inputs import rows_by_name
+from tubelet.fitting.pixel_objective import UNUSED, Map, PixelObjective, Progress, Rows, Trained
 from tubelet.fitting.result import FitResult
 from tubelet.heads.head_file import Head, MetricInterval
 from tubelet.labels.masks import read_mask
