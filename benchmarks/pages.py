@@ -30,11 +30,13 @@ from tubelet.config import DataConfig, ModelConfig, TrainConfig, ViewConfig
 from tubelet.embed.table import FeatureTable
 from tubelet.grid import Grid
 from tubelet.prediction.video_writer import write_frames
-from tubelet.view.feature_page import EncoderView, ViewedFile, page_values, write_feature_page
+from tubelet.view.encoder_view import EncoderView
+from tubelet.view.feature_page import page_values, write_feature_page
 from tubelet.view.page import write_page
 from tubelet.view.quantization import quantize_tokens
 from tubelet.view.serve import serve_table
 from tubelet.view.token_maps import FileTokens
+from tubelet.view.viewed_files import ViewedFile
 from tubelet.vjepa import VJEPA
 
 WARM_UP, CLICKS = 4, 20

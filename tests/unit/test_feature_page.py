@@ -21,7 +21,7 @@ from tubelet.errors import ConfigError, DataError, FileError
 from tubelet.grid import Grid
 from tubelet.io.overwrite_checks import check_output
 from tubelet.pretrained.dense_features import DenseFeatures
-from tubelet.view import feature_page
+from tubelet.view import encoder_view
 from tubelet.view.feature_page import write_feature_page
 from tubelet.view.quantization import quantize_tokens
 from tubelet.view.token_maps import FrameSampling, fine_size, surprise
@@ -93,7 +93,7 @@ def test_quantization_costs_what_it_says():
 
 
 def test_the_time_of_all_surprise_is_logged_once(made, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(feature_page, "_LOGGED_S", 0)
+    monkeypatch.setattr(encoder_view, "_LOGGED_S", 0)
     sources = [str(path) for path in (made.media[0], made.media[2])]
     with caplog.at_level(logging.INFO, "tubelet"):
         write_feature_page(sources, [str(made.run)], tmp_path / "a.html", SETTINGS)
@@ -131,11 +131,11 @@ def test_the_shorter_side_is_near_the_requested_size():
 def test_what_does_not_fit_is_refused_before_anything_is_encoded(made, tmp_path, monkeypatch):
     out, run = tmp_path / "page.html", [str(made.run)]
     video, image = str(made.media[0]), str(made.media[2])
-    monkeypatch.setattr(feature_page, "MAX_TOKENS", 100)
+    monkeypatch.setattr(encoder_view, "MAX_TOKENS", 100)
     with pytest.raises(DataError, match="expected at most 100 in a page; reduce --fps"):
         write_feature_page([video], run, out, SETTINGS)
-    monkeypatch.setattr(feature_page, "MAX_TOKENS", 10_000)
-    monkeypatch.setattr(feature_page, "_FEATURE_BYTES", 1000)
+    monkeypatch.setattr(encoder_view, "MAX_TOKENS", 10_000)
+    monkeypatch.setattr(encoder_view, "_FEATURE_BYTES", 1000)
     with pytest.raises(ConfigError, match="choose fewer by --levels"):
         write_feature_page([video], run, out, SETTINGS)
     monkeypatch.undo()

@@ -19,9 +19,10 @@ from tubelet.data.stacks import is_image_file
 from tubelet.embed.table import dense_rows, read_part, read_settings
 from tubelet.errors import ConfigError, DataError, escape_filename
 from tubelet.grid import Grid
-from tubelet.view.feature_page import EncoderView, ViewedFile
+from tubelet.view.encoder_view import EncoderView
 from tubelet.view.quantization import quantize_chunks
 from tubelet.view.token_maps import FileTokens
+from tubelet.view.viewed_files import ViewedFile
 
 MAX_FILES = 100
 _READ_VALUES = 2**22  # values of tokens that are decoded at once

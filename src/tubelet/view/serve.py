@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from tubelet.prediction.video_writer import rewrite_video
 from tubelet.view.dense_table import read_dense_table, square_side
-from tubelet.view.feature_page import MEDIA_LINES, ViewedFile, encode_image, page_values
+from tubelet.view.feature_page import MEDIA_LINES, encode_image, page_values
 from tubelet.view.page import render_page
 from tubelet.view.players import COPY_CRF, COPY_LINES, is_playable
 from tubelet.view.server import PageServer, Resource
+from tubelet.view.viewed_files import ViewedFile
 
 SAMPLE = 6000  # tokens that the page computes components and clusters from, as in features.js
 _TYPES = {".webm": "video/webm"}
