@@ -3,8 +3,11 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from tubelet.data.process_map import track_file
+from tubelet.data.process_map import process_map, track_file
 from tubelet.errors import TubeletError
 
 
@@ -33,3 +36,20 @@ class Unreadable:
 def make_unreadable(name: str) -> Unreadable:
     """A result that the parent cannot read."""
     return Unreadable()
+
+
+@dataclass
+class WithoutTorch:
+    """Work that fails where it imports torch, which takes seconds of each process and 150 MB."""
+
+    work: Callable[[Any], Any]
+
+    def __call__(self, job: Any) -> Any:
+        result = self.work(job)
+        assert "torch" not in sys.modules, f"{self.work} imports torch"
+        return result
+
+
+def map_without_torch(work: Callable[[Any], Any], *arguments: Any, **options: Any) -> None:
+    """`process_map` for work that must not import torch."""
+    process_map(WithoutTorch(work), *arguments, **options | {"isolated": True})

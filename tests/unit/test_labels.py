@@ -13,7 +13,9 @@ from PIL import Image
 
 from tests.helpers.commands import run_tubelet
 from tests.helpers.media import variable_times, write_image, write_variable_rate, write_video
+from tests.helpers.worker_jobs import map_without_torch
 from tubelet.data.tables import parse_time
+from tubelet.labels import media_facts
 from tubelet.labels.checks import check_labels
 from tubelet.labels.infer import infer_task
 from tubelet.labels.masks import read_mask
@@ -504,7 +506,8 @@ def test_a_table_without_rows_or_paths_is_an_error(media, text):
         read_labels(write(media, text))
 
 
-def test_media_may_be_opened_by_several_processes(media):
+def test_media_may_be_opened_by_several_processes_which_do_not_import_torch(media, monkeypatch):
+    monkeypatch.setattr(media_facts, "process_map", map_without_torch)
     text = "path,label\n" + "".join(
         f"{name},{label}\n" for name, label in (("a.mp4", "x"), ("b.mp4", "x"), ("a.jpg", "y"), ("b.jpg", "y"))
     )

@@ -17,6 +17,7 @@ from tests.helpers.media import (
     write_text,
     write_video,
 )
+from tests.helpers.worker_jobs import map_without_torch
 from tubelet.config import DataConfig, ShardConfig
 from tubelet.data import storage
 from tubelet.data.batch import MediaBytes
@@ -338,6 +339,14 @@ def test_a_folder_is_used_again_only_for_the_same_shards(folder, sources, tmp_pa
     ):
         with pytest.raises(TubeletError, match=words):
             write_shards(*change, workers=1, shard_mb=0.02)
+
+
+def test_another_process_writes_the_same_bytes_without_torch(folder, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "process_map", map_without_torch)
+    write_shards([str(sources)], tmp_path / "again", RECIPE, workers=1, shard_mb=0.02)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").glob("*.tar")} == {
+        path.name: path.read_bytes() for path in folder.glob("*.tar")
+    }
 
 
 def copied(folder, out, *names):

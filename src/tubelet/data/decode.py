@@ -4,15 +4,15 @@ Frames are chosen by their timestamps, never by counting: files of variable fram
 broadcast have no other reliable order. A file that cannot be read is a `DecodeError` that says why.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from tubelet.config.fields import check
 from tubelet.data.batch import MediaBytes
@@ -22,6 +22,9 @@ from tubelet.data.stacks import is_stack
 from tubelet.data.stacks.reader import StackReader
 from tubelet.data.video.reader import DecodedFrame, VideoInfo, VideoReader
 from tubelet.data.video.sequential import decode_clips_sequentially
+
+if TYPE_CHECKING:  # processes that only render or read files need not spend seconds on importing torch
+    from torch import Tensor
 
 __all__ = ["Frames", "Video", "VideoInfo", "read_frames"]
 
@@ -136,7 +139,7 @@ class Video:
         elif len(times):
             clips = [np.asarray(clip, dtype=np.float64) for clip in times]
             for pixels, seconds in decode_clips_sequentially(self.info.path, self.scan, clips):
-                yield Frames(torch.from_numpy(pixels), seconds)
+                yield Frames(_tensor(pixels), seconds)
 
     def scan(self, times: np.ndarray, size: tuple[int, int] | None = None) -> Iterator[tuple[np.ndarray, float, int]]:
         """Decode frames in one sequential pass, with a few of them in memory.
@@ -195,6 +198,10 @@ class Video:
         Raises:
             DecodeError: the file is corrupt, or its frames take too much memory.
         """
+        pixels, times = self._all_frames()
+        return Frames(_tensor(pixels), times)
+
+    def _all_frames(self) -> tuple[np.ndarray, np.ndarray]:
         frames = []
         for frame in self._reader.all_frames():
             frames.append(frame)
@@ -202,9 +209,10 @@ class Video:
         return self._convert(frames)
 
     def _clip(self, times: ArrayLike) -> Frames:
-        return self._convert(self._reader.frames_at(np.asarray(times, dtype=np.float64)))
+        pixels, begins = self._convert(self._reader.frames_at(np.asarray(times, dtype=np.float64)))
+        return Frames(_tensor(pixels), begins)
 
-    def _convert(self, frames: list[DecodedFrame]) -> Frames:
+    def _convert(self, frames: list[DecodedFrame]) -> tuple[np.ndarray, np.ndarray]:
         """Convert decoded frames to pixels and times, repeating each frame as often as it is shown."""
         repeats = [frame.repeats for frame in frames]
         converter = self._reader.converter
@@ -214,7 +222,13 @@ class Video:
         for frame, end in zip(frames, np.cumsum(repeats), strict=True):
             pixels[end - frame.repeats : end] = converter.image(frame, height, width)
         times = np.repeat([frame.start_s for frame in frames], repeats)
-        return Frames(torch.from_numpy(pixels), times)
+        return pixels, times
+
+
+def _tensor(pixels: np.ndarray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(pixels)
 
 
 def read_frames(media: Media) -> Frames:
@@ -225,3 +239,13 @@ def read_frames(media: Media) -> Frames:
     """
     with Video(media) as video:
         return video.frames()
+
+
+def read_frame_array(media: Media) -> np.ndarray:
+    """Every frame of a short video, (T, H, W, 3) uint8, without importing torch.
+
+    Raises:
+        DecodeError: the file cannot be read as a video.
+    """
+    with Video(media) as video:
+        return video._all_frames()[0]

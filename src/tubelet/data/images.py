@@ -1,13 +1,13 @@
 """Decoding of still images; a file that cannot be read is a `DecodeError` with the reason."""
 
+from __future__ import annotations
+
 import warnings
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import av
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from tubelet.data.batch import MediaBytes
 from tubelet.data.containers import Media, as_decode_error, media_name, open_media, raise_remote_failure
@@ -19,6 +19,9 @@ from tubelet.data.stacks.tiff import is_deep, read_page
 from tubelet.data.storage import StorageError, is_url, suffix_of
 from tubelet.data.video.reader import DecodedFrame
 from tubelet.errors import DecodeError, TubeletError, first_line
+
+if TYPE_CHECKING:  # processes that only render or read files need not spend seconds on importing torch
+    from torch import Tensor
 
 # Pillow's decoders that are used, whatever the suffix of a file: some others run external programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -47,7 +50,20 @@ def read_image(
     window: tuple[float, float] | None = None,
     display: bool = False,
 ) -> Tensor:
-    """Decode a still image, rotated by its EXIF tag.
+    """`read_image_array` as a tensor."""
+    import torch
+
+    return torch.from_numpy(read_image_array(media, full_depth=full_depth, window=window, display=display))
+
+
+def read_image_array(
+    media: Media,
+    *,
+    full_depth: bool = False,
+    window: tuple[float, float] | None = None,
+    display: bool = False,
+) -> np.ndarray:
+    """Decode a still image, rotated by its EXIF tag, without importing torch.
 
     Args:
         media: path or URL of an image, or its bytes; or the path of a stack with a single frame, such as a DICOM file.
@@ -70,7 +86,7 @@ def read_image(
     with open_media(media) as file:
         try:
             pixels = _pixels(file, name, full_depth or display)
-            return torch.from_numpy(_to_display(pixels) if display else pixels)
+            return _to_display(pixels) if display else pixels
         except (TubeletError, StorageError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -83,7 +99,7 @@ def read_image(
             raise DecodeError(name, f"corrupt or truncated ({first_line(error)})") from error
 
 
-def _only_frame(name: str, full_depth: bool, window: tuple[float, float] | None, display: bool) -> Tensor:
+def _only_frame(name: str, full_depth: bool, window: tuple[float, float] | None, display: bool) -> np.ndarray:
     """The frame of a single-frame stack."""
     stack = open_stack(name)
     try:
@@ -94,7 +110,7 @@ def _only_frame(name: str, full_depth: bool, window: tuple[float, float] | None,
             stack = displayed(stack, name)
         converter = StackConverter(name, stack.info, full_depth, window)
         frame = DecodedFrame(read_frames_of(stack, name, np.array([0]))[0], 1, 0.0)
-        return torch.from_numpy(converter.image(frame, info.height, info.width))
+        return converter.image(frame, info.height, info.width)
     finally:
         stack.close()
 

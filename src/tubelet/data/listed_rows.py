@@ -1,18 +1,22 @@
 """Spans and weights in the rows of lists: the part of a video that clips are drawn from, and its sampling weight."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tubelet.data.lists import ROW_COLUMNS, PathList
 from tubelet.data.tables import parse_number, parse_time
 from tubelet.errors import DataError
+
+if TYPE_CHECKING:  # processes that only render or read files need not spend seconds on importing torch
+    from torch import Tensor
 
 
 def span_name(path: str, start_s: float, end_s: float | None) -> str:
@@ -52,20 +56,24 @@ class ListedRows:
         start_s: NDArray[np.float64] | None = None,
         end_s: NDArray[np.float64] | None = None,
         weight: NDArray[np.float64] | None = None,
-    ) -> "ListedRows":
+    ) -> ListedRows:
         """The rows of one list; None for a column that it lacks."""
+        import torch
+
         columns = zip((start_s, end_s, weight), (0.0, np.inf, 1.0), strict=True)
         filled = [np.full(len(line), default) if column is None else column for column, default in columns]
         numbers = (line.astype(np.int64), np.zeros(len(line), np.int64))
         return cls((name,), *(torch.from_numpy(np.ascontiguousarray(column)) for column in (*filled, *numbers)))
 
     @classmethod
-    def whole(cls, count: int) -> "ListedRows":
+    def whole(cls, count: int) -> ListedRows:
         """The rows of whole files of no list."""
         return cls.of("", np.zeros(count, np.int64))
 
-    def take(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "ListedRows":
+    def take(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> ListedRows:
         """Some of the rows."""
+        import torch
+
         chosen = index if isinstance(index, slice) else torch.from_numpy(index)
         columns = {each.name: getattr(self, each.name)[chosen] for each in fields(self) if each.name != "lists"}
         return replace(self, **columns)
@@ -81,7 +89,7 @@ class ListedRows:
 
     def has_spans(self) -> bool:
         """Whether a row is less than its file."""
-        return bool((self.start_s > 0).any() or torch.isfinite(self.end_s).any())
+        return bool((self.start_s > 0).any() or (self.end_s < np.inf).any())
 
     def content(self) -> bytes:
         """Bytes that differ for other spans or weights."""
@@ -90,6 +98,8 @@ class ListedRows:
 
 def join_rows(parts: Sequence[ListedRows]) -> ListedRows:
     """The rows of several lists, one list after the other."""
+    import torch
+
     lists = tuple(dict.fromkeys(name for part in parts for name in part.lists))
     moved = [
         replace(part, list_number=torch.tensor([lists.index(name) for name in part.lists])[part.list_number])

@@ -1,18 +1,21 @@
 """Many paths in one array that processes share: a million Python strings would be copied into every worker."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
-from typing import overload
+from typing import TYPE_CHECKING, overload
 from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 
 from tubelet.errors import escape_filename
+
+if TYPE_CHECKING:  # processes that only render or read files need not spend seconds on importing torch
+    from torch import Tensor
 
 _BLOCK = 2**16
 
@@ -34,13 +37,15 @@ class Paths(Sequence[str]):
         self.offsets = offsets
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> "Paths":
+    def of(cls, names: Iterable[str]) -> Paths:
         """The array of some names."""
         return cls.from_arrow(to_arrow(names))
 
     @classmethod
-    def from_arrow(cls, names: pa.ChunkedArray) -> "Paths":
+    def from_arrow(cls, names: pa.ChunkedArray) -> Paths:
         """The array of names that are large_binary in pyarrow."""
+        import torch
+
         lines = pc.binary_join_element_wise(
             names, pa.scalar(b"", pa.large_binary()), pa.scalar(b"\n", pa.large_binary())
         )
@@ -62,8 +67,8 @@ class Paths(Sequence[str]):
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
-    def __getitem__(self, index: slice) -> "Paths": ...
-    def __getitem__(self, index: int | slice) -> "str | Paths":
+    def __getitem__(self, index: slice) -> Paths: ...
+    def __getitem__(self, index: int | slice) -> str | Paths:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step != 1:
@@ -85,6 +90,8 @@ class Paths(Sequence[str]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Paths):
+            import torch
+
             return torch.equal(self.offsets, other.offsets) and torch.equal(self.text, other.text)
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
 

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from tubelet.config import PixelStatistics
 from tubelet.data.decode import Video, read_frames
 from tubelet.data.images import read_image
-from tubelet.data.model_frames import open_frames, read_still, to_input
 from tubelet.data.palette_png import VOID
 from tubelet.datasets.annotations import image_shape, read_gray_png, read_object_mask, to_class_indices
 from tubelet.datasets.locate import find_other_suffix
@@ -169,6 +168,9 @@ class DenseSample:
         Raises:
             DecodeError: The file is unreadable, or the video has no such frame.
         """
+        # Here, because it needs torch, which processes that only look at files need not import.
+        from tubelet.data.model_frames import open_frames, read_still, to_input
+
         if self.time_s is not None:
             with open_frames(self.image, pixels) as reader:
                 return reader.clips([[self.time_s]])[0].pixels[0].numpy()

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.decode import read_frames
+from tubelet.data.decode import read_frame_array
 from tubelet.errors import ConfigError
 from tubelet.io.files import write_directory_once
 from tubelet.sample_data.layouts.frames import known_meters, to_millimeters, write_map
@@ -217,7 +217,7 @@ def _write_maps(root: Path, out: Path) -> int:
 def _pixels(video: LongVideo) -> list[NDArray[np.uint8]]:
     frames: list[NDArray[np.uint8]] = []
     for clip in video.clips:
-        frames += list(read_frames(clip.entry.media).pixels.numpy()[clip.first : clip.first + clip.frames])
+        frames += list(read_frame_array(clip.entry.media)[clip.first : clip.first + clip.frames])
     return frames
 
 

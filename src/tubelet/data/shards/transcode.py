@@ -13,7 +13,7 @@ from PIL import Image
 from tubelet.config import ShardConfig
 from tubelet.data.containers import Media, media_name
 from tubelet.data.decode import Video, VideoInfo
-from tubelet.data.images import read_image
+from tubelet.data.images import read_image_array
 from tubelet.data.sample_index import Sample
 from tubelet.data.stacks.depth import depth_beyond_rgb
 from tubelet.errors import DecodeError
@@ -54,7 +54,7 @@ def transcode(sample: Sample, modality: Modality, config: ShardConfig) -> Iterat
 
 
 def _image(media: Media, config: ShardConfig) -> EncodedSegment:
-    pixels = read_image(media).numpy()
+    pixels = read_image_array(media)
     height, width = scaled_size(pixels.shape[0], pixels.shape[1], config.size, multiple=1)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()

@@ -5,8 +5,6 @@ from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from tubelet.data.stacks import open_stack, read_frames_of
 from tubelet.data.stacks.stack import Stack, StackInfo
@@ -120,6 +118,9 @@ class StackConverter:
         pixels = decoded.frame if self.full_depth else to_rgb(decoded.frame, self.window)
         if (height, width) == pixels.shape[:2]:
             return pixels
+        import torch
+        import torch.nn.functional as F
+
         planes = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).unsqueeze(0)
         planes = F.interpolate(planes, (height, width), mode="bilinear", antialias=True, align_corners=False)
         resized = planes[0].permute(1, 2, 0).numpy()

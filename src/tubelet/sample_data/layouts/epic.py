@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.decode import read_frames
+from tubelet.data.decode import read_frame_array
 from tubelet.sample_data.layouts.labels import NOTHING, dominant_object, in_words
 from tubelet.sample_data.media import H264, write_rows, write_video
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, MOTIONS, SampleEntry, read_description, read_index
@@ -45,7 +45,7 @@ def write_epic(root: Path, out: Path) -> Mapping[str, int]:
             frames: list[NDArray[np.uint8]] = []
             narrated = 0
             for number, entry in enumerate(entries):
-                frames += list(read_frames(entry.media).pixels.numpy())
+                frames += list(read_frame_array(entry.media))
                 noun = dominant_object(entry)
                 if noun == NOTHING:
                     silent += 1

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tubelet.data.decode import read_frames
-from tubelet.data.images import read_image
+from tubelet.data.decode import read_frame_array
+from tubelet.data.images import read_image_array
 from tubelet.sample_data.truth import UNITS_PER_METER, read_index, read_truth
 
 
@@ -44,9 +44,9 @@ def frames_of(root: Path, split: str) -> Iterator[LabeledFrame]:
         for entry in read_index(root, split, kind):
             truth = read_truth(entry.truth)
             middle = len(truth.classes) // 2
-            pixels = read_image(entry.media) if kind == "images" else read_frames(entry.media).pixels[middle]
+            pixels = read_image_array(entry.media) if kind == "images" else read_frame_array(entry.media)[middle]
             meters = known_meters(truth.depth[middle])
-            yield LabeledFrame(number, entry.level, pixels.numpy(), truth.classes[middle], meters)
+            yield LabeledFrame(number, entry.level, pixels, truth.classes[middle], meters)
             number += 1
 
 

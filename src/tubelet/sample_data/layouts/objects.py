@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tubelet.data.decode import read_frames
+from tubelet.data.decode import read_frame_array
 from tubelet.sample_data.truth import CLASSES, FIRST_OBJECT, read_index, read_truth
 
 SMALLEST = 1 / 256  # of the frame; smaller objects are too few pixels to follow
@@ -56,4 +56,4 @@ def object_clips(root: Path, only_first: bool) -> Iterator[ObjectClip]:
             object_classes = truth.classes[frame][mask[frame]]
             first[number] = frame
             classes[number] = CLASSES[int(np.bincount(object_classes, minlength=FIRST_OBJECT + 1).argmax())]
-        yield ObjectClip(entry.media.stem, read_frames(entry.media).pixels.numpy(), labels, first, classes)
+        yield ObjectClip(entry.media.stem, read_frame_array(entry.media), labels, first, classes)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
-from tubelet.data.decode import read_frames
+from tubelet.data.decode import read_frame_array
 from tubelet.sample_data.layouts.labels import dominant_object
 from tubelet.sample_data.media import write_video
 from tubelet.sample_data.truth import MOTIONS, read_description, read_index
@@ -34,7 +34,7 @@ def write_ssv2(root: Path, out: Path) -> Mapping[str, int]:
         for entry in read_index(root, split):
             number += 1
             video = out / "20bn-something-something-v2" / f"{number}.webm"
-            write_video(video, list(read_frames(entry.media).pixels.numpy()), fps, "libvpx-vp9", _VP9)
+            write_video(video, list(read_frame_array(entry.media)), fps, "libvpx-vp9", _VP9)
             template, thing = _TEMPLATES[entry.motion], dominant_object(entry)
             label = template.replace("[something]", thing).lower()
             entries.append({"id": str(number), "label": label, "template": template, "placeholders": [thing]})
