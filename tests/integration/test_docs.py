@@ -52,8 +52,10 @@ def workplace(tmp_path):
 
 @pytest.fixture
 def quick_commands(monkeypatch):
-    """A narrow vit-pico, heads of a few steps, forked sides of benchmarks: pages must work, and nothing is measured."""
-    narrow = replace(vit_pico(), width=48, predictor=PredictorConfig(width=24, depth=1, heads=2))
+    """A narrow vit-pico of two blocks, heads of a few steps, forked sides of benchmarks: pages must work, and nothing is measured."""
+    narrow = replace(
+        vit_pico(), width=48, depth=2, levels=(0, 1), predictor=PredictorConfig(width=24, depth=1, heads=2)
+    )
     monkeypatch.setitem(MODELS, "vit-pico", lambda: narrow)
     monkeypatch.setattr("benchmarks.measure.get_context", lambda method: processes)
     monkeypatch.setattr("benchmarks.measure.product_shape", lambda device, width: (64, 64, 64))
