@@ -52,7 +52,7 @@ def workplace(tmp_path):
 
 @pytest.fixture
 def quick_commands(monkeypatch):
-    """A narrow vit-pico of two blocks, heads of a few steps, forked sides of benchmarks: pages must work, and nothing is measured."""
+    """A vit-pico of two narrow blocks, heads of a few steps, forked sides of benchmarks: no result is measured."""
     narrow = replace(
         vit_pico(), width=48, depth=2, levels=(0, 1), predictor=PredictorConfig(width=24, depth=1, heads=2)
     )
