@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.optim import AdamW
 
 from tests.helpers.fake_cuda import CUDA, OperatorLog, to_fake_cuda
 from tubelet.config import DataConfig, ModelConfig, PredictorConfig, TrainConfig
@@ -18,6 +17,7 @@ from tubelet.data.clips import normalize
 from tubelet.data.masks import sample_mask
 from tubelet.device import training_dtype
 from tubelet.grid import Mask, Modality
+from tubelet.model.optimizers import AdamW
 from tubelet.planner.run_plan import fake_group
 from tubelet.train.compilation import prepare_model
 from tubelet.train.distributed import DistContext

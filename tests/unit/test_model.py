@@ -1,11 +1,15 @@
+import sys
+
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from tubelet.config import MODELS, ModelConfig, PredictorConfig, model_preset, vit_b
 from tubelet.errors import TubeletError
 from tubelet.grid import Grid, Mask, MaskedGrid, Modality
 from tubelet.model.encoder import Encoder
+from tubelet.model.optimizers import LBFGS, AdamW
 from tubelet.model.predictor import Predictor
 from tubelet.model.rope import axis_size, pair_permutation, rotary_table, rotate
 from tubelet.model.tokenizer import Tokenizer, patchify
@@ -192,3 +196,22 @@ def test_every_model_preset_can_be_built_without_memory():
     published = {"vit-b": 80, "vit-l": 300, "vit-g": 1000, "vit-G": 2000}
     for name, size in published.items():
         assert millions[name] == pytest.approx(size, rel=0.1), name
+
+
+def test_optimizers_work_without_pytorchs_compiler(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # an error where it is imported
+    weight = nn.Parameter(torch.ones(3))
+
+    def loss():
+        value = (weight - 3).pow(4).sum()
+        value.backward()
+        return value
+
+    for optimizer in (AdamW([weight], lr=0.1, fused=True), LBFGS([weight])):
+        before = loss()
+        optimizer.step(loss)
+        optimizer.zero_grad()
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert loss() < before and weight.grad.any()
+    with pytest.raises(ImportError):
+        torch.optim.AdamW([weight], fused=True).step()

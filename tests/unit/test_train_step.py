@@ -14,6 +14,7 @@ from tubelet.config import ModelConfig, OptimConfig, PredictorConfig, TrainConfi
 from tubelet.data.batch import Batch, StepData
 from tubelet.data.masks import sample_mask
 from tubelet.grid import Modality
+from tubelet.model.optimizers import AdamW
 from tubelet.train import optim
 from tubelet.train.determinism import deterministic_algorithms
 from tubelet.train.distributed import DistContext
@@ -93,13 +94,13 @@ def test_a_step_is_skipped_by_the_host_where_the_optimizer_ignores_the_flag(step
     monkeypatch.setattr(
         "tubelet.train.step.schedule_values", lambda *_: {"lr": 1e-3, "ema": 0.9, "context_weight": float("nan")}
     )
-    real = torch.optim.AdamW.step
+    real = AdamW.step
 
     def ignore_the_flag(optimizer, closure=None):
         del optimizer.found_inf
         return real(optimizer, closure)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", ignore_the_flag)
+    monkeypatch.setattr(AdamW, "step", ignore_the_flag)
     torch.manual_seed(0)
     before = VJEPA(SIZES)
     changed = step(CONFIG).model

@@ -21,7 +21,6 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.utils.data import Dataset, get_worker_info
 
 from tubelet.config import FitConfig, PixelStatistics
@@ -40,6 +39,7 @@ from tubelet.heads.training import SAVE_SECONDS, EpochBatches, HeadSchedule
 from tubelet.heads.training_state import StateDicts, load_state, state_path, write_state
 from tubelet.heads.window_grid import row_windows
 from tubelet.model.lora import add_adapters, get_adapters
+from tubelet.model.optimizers import AdamW
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.extract import RESUME_HINT
 from tubelet.train.optim import is_decayed

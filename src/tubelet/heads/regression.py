@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.heads.linear import safe_std
+from tubelet.model.optimizers import LBFGS
 
 # Penalties on half the squared weights, added to losses that are means over rows of standardized features. In the order
 # in which they are tried: each fit starts where the one before it, of a stronger penalty, ended.
@@ -180,7 +181,7 @@ def fit_softmax(
         v, u = axes.directions.T @ start.weight[:, present] / to_weight, start.bias[present] / to_bias
     v.requires_grad_()
     u.requires_grad_()
-    optimizer = torch.optim.LBFGS(
+    optimizer = LBFGS(
         [v, u],
         max_iter=MAX_ITERATIONS,
         tolerance_grad=tolerance,

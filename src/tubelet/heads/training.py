@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from tubelet.heads.training_state import StateDicts, load_state, write_state
+from tubelet.model.optimizers import AdamW
 from tubelet.schedules import learning_rate
 
 SAVE_SECONDS = 60
@@ -139,7 +140,7 @@ def train_heads(
         the trained heads, in eval mode.
     """
     heads = init_heads(make_head, len(hparams), seed).to(device).requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         [
             {"params": list(head.parameters()), "lr": hparam.lr, "weight_decay": hparam.weight_decay}
             for head, hparam in zip(heads, hparams, strict=True)

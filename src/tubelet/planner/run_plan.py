@@ -16,7 +16,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.optim import AdamW
 
 from tubelet.config import PlanConfig, Precision, TrainConfig
 from tubelet.data.batch import Batch, StepData
@@ -29,6 +28,7 @@ from tubelet.device import training_dtype
 from tubelet.errors import ConfigError
 from tubelet.grid import Mask, Modality
 from tubelet.model.layers import Attention
+from tubelet.model.optimizers import AdamW
 from tubelet.planner.device_kinds import DeviceKind, planned_device
 from tubelet.planner.memory_tracker import StepLog, StorageLog, Transfer, track_storage
 from tubelet.train.compilation import prepare_model

@@ -1,9 +1,10 @@
 """AdamW with the published weight decay."""
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from tubelet.config import OptimConfig
+from tubelet.model.optimizers import AdamW
 from tubelet.vjepa import VJEPA
 
 # Where the fused AdamW takes the flag and drops it (https://github.com/pytorch/pytorch/pull/186360), the host decides.
