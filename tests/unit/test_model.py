@@ -202,16 +202,17 @@ def test_optimizers_work_without_pytorchs_compiler(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # an error where it is imported
     weight = nn.Parameter(torch.ones(3))
 
-    def loss():
-        value = (weight - 3).pow(4).sum()
-        value.backward()
-        return value
-
     for optimizer in (AdamW([weight], lr=0.1, fused=True), LBFGS([weight])):
+
+        def loss(optimizer=optimizer):
+            optimizer.zero_grad()
+            value = (weight - 3).square().sum()
+            value.backward()
+            return value
+
         before = loss()
         optimizer.step(loss)
-        optimizer.zero_grad()
         optimizer.load_state_dict(optimizer.state_dict())
-        assert loss() < before and weight.grad.any()
+        assert loss() < before
     with pytest.raises(ImportError):
         torch.optim.AdamW([weight], fused=True).step()
