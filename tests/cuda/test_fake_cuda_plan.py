@@ -36,7 +36,8 @@ def test_planned_bytes_and_operations_are_those_of_a_step_on_cuda():
     config = step_config(model=MODEL, data=DataConfig(image_size=64, frames=8, image_fraction=0.0), batch_size=4)
     with unset_fake_temporarily():
         plan = plan_run(config, PlanConfig(device_kind="h100"))
-    for planned, recompute in ((plan.step, False), (plan.other, True)):
+        traces = (plan.step, False), (plan.other, True)
+    for planned, recompute in traces:
         run = FakeRun(dataclasses.replace(plan.config, activation_checkpointing=recompute))
         run.data = planned_data(config, plan.counts)
         with track_storage() as watch:

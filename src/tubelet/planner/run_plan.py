@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 import torch.distributed as dist
@@ -103,7 +104,7 @@ class RunPlan:
         parameters: how many student, predictor and teacher have.
         counts: samples of a step, of each modality.
         step: what one device does in a step.
-        other: the same if activation checkpointing were switched over.
+        trace_other: Traces the same if activation checkpointing were switched over, see `other`.
     """
 
     config: TrainConfig
@@ -113,7 +114,12 @@ class RunPlan:
     parameters: dict[str, int]
     counts: dict[Modality, int]
     step: StepTrace
-    other: StepTrace
+    trace_other: Callable[[], StepTrace]
+
+    @property
+    def other(self) -> StepTrace:
+        """The step if activation checkpointing were switched over; its first use traces it."""
+        return self.trace_other()
 
     @property
     def fits(self) -> bool:
@@ -190,22 +196,17 @@ def plan_run(config: TrainConfig, planned: PlanConfig) -> RunPlan:
     }
     lengths = mean_mask_lengths(config, counts)
     config = replace(config, pack_masks=_should_pack(config, planned, memory, model, parallel, counts))
-    with _isolated() as run_isolated:
-        step, other = (
-            run_isolated(
-                trace,
-                replace(config, activation_checkpointing=recompute),
-                planned,
-                on_cpu,
-                parallel,
-                rank_counts,
-                lengths,
-            )
-            for recompute in (config.activation_checkpointing, not config.activation_checkpointing)
-        )
+
+    @cache
+    def trace_with(recompute: bool) -> StepTrace:
+        traced = replace(config, activation_checkpointing=recompute)
+        return _run_isolated(trace, traced, planned, on_cpu, parallel, rank_counts, lengths)
+
     parts = {name: getattr(model, name) for name in ("student", "predictor", "teacher")}
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    return RunPlan(config, planned, device, parallel, parameters, counts, step, other)
+    recompute = config.activation_checkpointing
+    trace_other = partial(trace_with, not recompute)
+    return RunPlan(config, planned, device, parallel, parameters, counts, trace_with(recompute), trace_other)
 
 
 def _pick_parallel(config: TrainConfig, memory: int | None, model: VJEPA, ctx: DistContext) -> str:
@@ -230,9 +231,8 @@ def _should_pack(
     return should_pack(config, model, counts, memory, planned.devices, state)
 
 
-@contextmanager
-def _isolated() -> Iterator[Callable[..., StepTrace]]:
-    """A function that calls another one where nothing but its arguments changes what a step allocates.
+def _run_isolated(call: Callable[..., StepTrace], *arguments: object) -> StepTrace:
+    """Call a function where nothing but its arguments changes what a step allocates.
 
     In a thread of its own, since the states of autocast and autograd are those of a thread, and other code may have
     left them changed; without garbage collection, which may close other code's contexts, such as autocast's, mid-step.
@@ -242,7 +242,7 @@ def _isolated() -> Iterator[Callable[..., StepTrace]]:
     gc.disable()
     try:
         with ThreadPoolExecutor(1) as thread:
-            yield lambda call, *arguments: thread.submit(call, *arguments).result()
+            return thread.submit(call, *arguments).result()
     finally:
         if collecting:
             gc.enable()
