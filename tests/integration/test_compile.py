@@ -17,7 +17,7 @@ from tubelet.config import TrainConfig, vit_pico
 from tubelet.grid import Grid
 from tubelet.io.files import remove_incomplete_libraries
 from tubelet.model.encoder import Encoder
-from tubelet.model.layers import Block
+from tubelet.model.layers import Attention
 from tubelet.model.rope import rotary_table
 from tubelet.train.compilation import compile_blocks, prepare_model
 from tubelet.train.signals import InterruptedRunError, StopSignals
@@ -56,7 +56,8 @@ def test_a_compiled_run_gives_the_losses_of_an_eager_one_and_compiles_nothing_af
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="there is no C++ compiler here")
-def test_a_compiled_block_computes_what_an_eager_one_does(monkeypatch, tmp_path):
+def test_compiled_attention_computes_what_eager_attention_does(monkeypatch, tmp_path):
+    # Of a block, the part that is not made of PyTorch's own layers; what is between two products is a library each.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     # Scalar code that is neither optimized nor described for debuggers takes the compiler half the time.
     monkeypatch.setattr("torch._inductor.cpu_vec_isa.valid_vec_isa_list", list)
@@ -69,11 +70,11 @@ def test_a_compiled_block_computes_what_an_eager_one_does(monkeypatch, tmp_path)
     gradients = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        block, x = Block(24, 3, 4.0), torch.randn(2, grid.tokens, 24)
+        attention, x = Attention(24, 3), torch.randn(2, grid.tokens, 24)
         if compiled:
-            block.compile(dynamic=True)
-        block(x, table).square().sum().backward()
-        gradients.append([p.grad for p in block.parameters()])
+            attention.compile(dynamic=True)
+        attention(x, table).square().sum().backward()
+        gradients.append([p.grad for p in attention.parameters()])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 

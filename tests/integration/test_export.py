@@ -38,10 +38,10 @@ def saved(tmp_path_factory):
 def test_the_encoder_compiles_without_a_graph_break(rope):
     torch._dynamo.reset()
     torch.manual_seed(0)
-    encoder = Encoder(ModelConfig(width=48, depth=2, heads=2, levels=(0, 1), patch_size=8, rope=rope)).eval()
+    encoder = Encoder(ModelConfig(width=24, depth=1, heads=2, levels=(0,), patch_size=8, rope=rope)).eval()
     # Breaks are found while tracing, which is the same for every backend; this one does nothing else.
     compiled = torch.compile(encoder, fullgraph=True, backend="eager")
-    for shape in ((1, 3, 4, 32, 32), (2, 3, 6, 16, 24), (2, 3, 1, 16, 24)):
+    for shape in ((1, 3, 4, 32, 32), (2, 3, 1, 16, 24))[rope == "2.0" :]:  # they differ in the angles only
         pixels = torch.randn(shape)
         for ours, expected in zip(compiled(pixels), encoder(pixels), strict=True):
             torch.testing.assert_close(ours, expected)
@@ -97,12 +97,12 @@ def test_a_file_that_computes_something_else_is_refused(saved, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["classification", "timeline", "regression"])
+@pytest.mark.parametrize("task", ["timeline", "regression"])
 def test_an_encoder_with_a_head_is_one_graph_from_frames_to_scores(tmp_path, task):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, which the file is checked in, is absent")
     model = tiny_encoder()
     model.save_pretrained(tmp_path / "model")
-    head = tiny_head(model, task)
+    head = tiny_head(model, task, exclusive=task == "timeline")
     if task == "regression":
         head.target_scale, head.target_mean = torch.tensor([1.0, 5.0, 9.0]), torch.tensor([3.0, 0.0, -7.0])
     head.save(tmp_path / "head.safetensors")
