@@ -1,9 +1,9 @@
 """MkDocs hooks: generate the command-line reference from the --help output of each command."""
 
+import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,19 @@ ROOT = Path(__file__).parents[1]
 CLI_PAGE = "reference/cli.md"
 CLI_MARK = "<!-- commands -->"
 COLUMNS = 76
+# In one process: the start of each takes longer than its help.
+PRINT_HELPS = """
+import contextlib, io, json, sys
+from tubelet.cli import COMMANDS, main
+
+helps = {}
+for name in COMMANDS:
+    sys.argv = ["tubelet", name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    helps[name] = out.getvalue()
+print(json.dumps(helps))
+"""
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -20,15 +33,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def _commands() -> str:
     """A section of Markdown for each command, with its help as text."""
-    names = _run("-c", "from tubelet.cli import COMMANDS; print(*COMMANDS, sep='\\n')").split()
-    with ThreadPoolExecutor(2) as pool:
-        helps = pool.map(lambda name: _run("-m", "tubelet", name, "--help"), names)
-        return "\n".join(
-            f"## tubelet {name}\n\n```text\n{text.strip()}\n```\n" for name, text in zip(names, helps, strict=True)
-        )
-
-
-def _run(*words: str) -> str:
     environment = os.environ | {"COLUMNS": str(COLUMNS), "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout
+    command = [sys.executable, "-c", PRINT_HELPS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return "\n".join(
+        f"## tubelet {name}\n\n```text\n{text.strip()}\n```\n" for name, text in json.loads(done.stdout).items()
+    )
