@@ -10,7 +10,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch._inductor.exc import CppCompileError
 
 from tests.helpers.training import ONE_BLOCK, rows, tiny_config, train_quietly
 from tubelet.config import TrainConfig, vit_pico
@@ -109,6 +108,8 @@ def test_an_error_in_a_step_that_was_asked_to_stop_is_reported_as_that():
 
 
 def test_a_compiler_that_ctrl_c_interrupts_is_an_interruption():
+    from torch._inductor.exc import CppCompileError
+
     interrupted = CppCompileError(["g++"], "signal 2")
     message = "SIGINT: stopped while the model was compiled; the step is lost; start again"
     with pytest.raises(InterruptedRunError) as raised, StopSignals(lambda: "; start again"):

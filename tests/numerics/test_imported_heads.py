@@ -22,7 +22,7 @@ CLASSES = {0: "falls", 1: "stays", 2: "rises"}
 def build_classifier(folder, width=48, heads=2):
     """A small VJEPA2ForVideoClassification with every parameter filled at random, saved in its own layout."""
     labels = {"id2label": CLASSES, "label2id": {name: i for i, name in CLASSES.items()}, "num_pooler_layers": 2}
-    return build(folder, width, heads, transformers.VJEPA2ForVideoClassification, **labels)
+    return build(folder, width, heads, "VJEPA2ForVideoClassification", **labels)
 
 
 @pytest.fixture

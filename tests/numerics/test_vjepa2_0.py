@@ -10,13 +10,12 @@ from safetensors.torch import load_file, save_file
 import tubelet
 from tubelet.errors import TubeletError
 
-transformers = pytest.importorskip("transformers", reason="transformers, the other side of the comparison, is absent")
-
 CPU = {"device": "cpu", "dtype": torch.float32}
 
 
-def build(folder, width=48, heads=2, kind=transformers.VJEPA2Model, **settings):
+def build(folder, width=48, heads=2, kind="VJEPA2Model", **settings):
     """A small model of transformers with every parameter filled at random, saved in its own layout."""
+    transformers = pytest.importorskip("transformers", reason="the other side of the comparison")
     torch.manual_seed(0)
     config = transformers.VJEPA2Config(
         patch_size=8,
@@ -30,7 +29,7 @@ def build(folder, width=48, heads=2, kind=transformers.VJEPA2Model, **settings):
         pred_num_hidden_layers=1,
         **settings,
     )
-    theirs = kind(config).eval()
+    theirs = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.normal_(std=0.1).add_(float(parameter.dim() == 1) * 0.3)

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.covariance import EmpiricalCovariance
-from sklearn.decomposition import PCA
 
 from tubelet.heads.calibration import (
     expected_calibration_error,
@@ -87,6 +85,8 @@ def features(n, channels=48, seed=0):
 
 @pytest.mark.parametrize("count", [100, 400])
 def test_distances_are_those_of_scikit_learns_probabilistic_pca(count):
+    from sklearn.decomposition import PCA
+
     rows, others = features(count), features(50, seed=1)
     model = NoveltyModel.fit(rows)
     pca = PCA(len(model.scale), svd_solver="full").fit(rows.double().numpy())
@@ -96,6 +96,8 @@ def test_distances_are_those_of_scikit_learns_probabilistic_pca(count):
 
 
 def test_with_many_clips_the_distance_is_mahalanobis():
+    from sklearn.covariance import EmpiricalCovariance
+
     rows, others = features(4000, channels=8), features(50, channels=8, seed=1)
     expected = np.sqrt(EmpiricalCovariance().fit(rows.numpy()).mahalanobis(others.numpy()) / 8)
     np.testing.assert_allclose(NoveltyModel.fit(rows)(others), expected, rtol=1e-3)

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import sklearn.metrics
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -67,6 +66,8 @@ def test_iou_and_accuracy_worked_out_by_hand():
 
 
 def test_iou_of_a_stream_is_that_of_scikit_learn_on_all_of_it():
+    import sklearn.metrics
+
     rng = torch.Generator().manual_seed(0)
     truth, predicted = (torch.randint(0, 7, (3000,), generator=rng) for _ in range(2))
     parts = zip(predicted.split(700), truth.split(700), strict=True)
@@ -89,6 +90,8 @@ def test_depth_errors_worked_out_by_hand():
 
 
 def test_depth_errors_agree_with_scikit_learn():
+    import sklearn.metrics
+
     rng = np.random.default_rng(0)
     truth, predicted = rng.uniform(0.1, 10, 500), rng.uniform(0.1, 10, 500)
     errors = depth_errors(torch.from_numpy(predicted), torch.from_numpy(truth))

@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
-from sklearn import metrics
 
 from tubelet.tasks.metrics import intervals, ranking, values
 from tubelet.tasks.metrics.multilabel import (
@@ -56,6 +54,8 @@ def test_intervals_cover_the_true_mean_as_often_as_they_claim(units):
 
 
 def test_few_files_are_measured_by_students_t():
+    import scipy.stats
+
     rows = np.array([1.0, 2.0, 4.0])
     found = mean_interval(rows, np.arange(3))
     half = scipy.stats.t.ppf(0.975, 2) * rows.std(ddof=1) / np.sqrt(3)
@@ -93,6 +93,8 @@ def by_name(found):
 
 
 def test_metrics_of_classes_are_scikit_learns():
+    from sklearn import metrics
+
     rng = np.random.default_rng(5)
     truth = rng.integers(0, 4, 200)
     scores = rng.normal(size=(200, 5)) + 2 * np.eye(5)[truth]
@@ -118,6 +120,8 @@ def test_a_class_that_never_occurs_does_not_count_though_predicting_it_costs_the
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_metrics_of_several_labels_are_scikit_learns(ties):
+    from sklearn import metrics
+
     rng = np.random.default_rng(6)
     truth = rng.uniform(size=(150, 4)) < [0.5, 0.2, 0.05, 0.3]
     scores = rng.uniform(size=(150, 4)) * 0.7 + 0.3 * truth
@@ -136,6 +140,8 @@ def test_metrics_of_several_labels_are_scikit_learns(ties):
 
 
 def test_weights_of_samples_are_repetitions_of_them():
+    from sklearn import metrics
+
     rng = np.random.default_rng(7)
     truth, scores = rng.uniform(size=(40, 2)) < 0.4, rng.uniform(size=(40, 2)).round(1)
     repeats = rng.integers(0, 4, 40)
@@ -146,6 +152,9 @@ def test_weights_of_samples_are_repetitions_of_them():
 
 
 def test_metrics_of_values_are_scikit_learns():
+    import scipy.stats
+    from sklearn import metrics
+
     rng = np.random.default_rng(8)
     truth = rng.normal(1e4, [1.0, 50.0], size=(80, 2))
     predicted = truth + rng.normal(0, [0.5, 40.0], size=(80, 2))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from sklearn.neighbors import KNeighborsClassifier
 
 from tubelet.heads import knn, linear
 from tubelet.heads.knn import neighbor_votes
@@ -35,6 +34,8 @@ def neighbor_scores(table, labels, queries, truth, classes, neighbors):
 
 @pytest.mark.parametrize("rows", [4096, 7])
 def test_the_votes_are_those_of_scikit_learn_whatever_part_is_in_memory(clouds, rows, monkeypatch):
+    from sklearn.neighbors import KNeighborsClassifier
+
     monkeypatch.setattr(knn, "_ROWS", rows)
     (table, labels), (queries, truth) = clouds
     for k, own in neighbor_scores(table, labels, queries, truth, 4, [5, 20]).items():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import recall_score, top_k_accuracy_score
 
 from tubelet.tasks.metrics.ranking import best_answers, class_mean_recall, ranks, recall_by_class, top_k
 
@@ -42,6 +41,8 @@ def test_a_class_without_a_sample_is_ignored():
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_the_figures_are_scikit_learns(k):
+    from sklearn.metrics import recall_score, top_k_accuracy_score
+
     rng = np.random.default_rng(k)
     scores, truth = rng.normal(size=(200, 12)), rng.integers(0, 12, 200)
     scores[np.arange(200), truth] += 0.8

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
@@ -113,8 +112,10 @@ class StorageLog(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
+        from torch.distributed.tensor import DTensor  # slow to import
+
         super().__init__()
-        self.log = StepLog()
+        self.log, self._sharded = StepLog(), DTensor
         self.phase = "other"
         self._live: dict[int, StorageLifetime] = {}
 
@@ -127,11 +128,11 @@ class StorageLog(TorchDispatchMode):
     def name(self, tensors: Iterable[Tensor], kind: str) -> None:
         """Set the kind of tensors, also of those that are new to the log."""
         for tensor in tensors:
-            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            local = tensor.to_local() if isinstance(tensor, self._sharded) else tensor
             self._record(local.untyped_storage(), kind).kind = kind
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(issubclass(kind, DTensor) for kind in types):
+        if any(issubclass(kind, self._sharded) for kind in types):
             return NotImplemented  # its shard's operations come here by themselves
         out = func(*args, **(kwargs or {}))
         if func.namespace == "prim" or func.namespace == "profiler":

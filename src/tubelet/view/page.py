@@ -14,19 +14,21 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from tubelet.errors import escape_unprintable
 from tubelet.io.files import atomic_write
 from tubelet.io.overwrite_checks import check_output
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_COLUMNS = 8
 TARGET_RGBA = (224, 122, 42, 150)  # the page's color of target tokens, see base.html
@@ -177,6 +179,8 @@ def chart(
         size: width and height in inches, of 72 pixels where there is room.
         margin: free fraction left and right of the curves.
     """
+    from matplotlib.figure import Figure  # slow to import, and most pages have no chart
+
     with matplotlib.rc_context({**_CHART_STYLE, "svg.hashsalt": y}):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
@@ -203,7 +207,7 @@ def chart(
         return inline_svg(figure)
 
 
-def inline_svg(figure: Figure) -> Markup:
+def inline_svg(figure: "Figure") -> Markup:
     """A figure as an SVG element without header, metadata or background."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
