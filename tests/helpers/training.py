@@ -21,6 +21,7 @@ PRELOADED = [
     "tubelet.checkpoint.dcp",
     "tubelet.prediction.pipeline",
     "pandas",  # which pyarrow imports where it is installed
+    "tests.helpers.frozen",
 ]
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(PRELOADED)
