@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig
+from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig, TrainConfig, vit_pico
 from tubelet.errors import TubeletError
 from tubelet.train.trainer import train
 
@@ -30,6 +31,11 @@ processes.set_forkserver_preload(PRELOADED)
 # The smallest model, for runs of several compilations or many steps of shards.
 ONE_BLOCK = ModelConfig(
     width=24, depth=1, heads=2, levels=(0,), patch_size=8, predictor=PredictorConfig(width=24, depth=1, heads=2)
+)
+
+# In place of vit-pico, for commands whose results nobody reads: a third of its blocks and of its width.
+NARROW_PICO = replace(
+    vit_pico(), width=48, depth=2, levels=(0, 1), predictor=PredictorConfig(width=24, depth=1, heads=2)
 )
 
 

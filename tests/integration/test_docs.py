@@ -16,8 +16,7 @@ from tests.conftest import shared_folder
 from tests.helpers.commands import run_call, run_code, run_module, run_tubelet
 from tests.helpers.launcher import torchrun
 from tests.helpers.media import write_image, write_video
-from tests.helpers.training import processes
-from tubelet.config import PredictorConfig, vit_pico
+from tests.helpers.training import NARROW_PICO, processes
 from tubelet.config.model import MODELS
 from tubelet.heads.head_file import get_network, network_names
 
@@ -53,10 +52,7 @@ def workplace(tmp_path):
 @pytest.fixture
 def quick_commands(monkeypatch):
     """A vit-pico of two narrow blocks, heads of a few steps, forked sides of benchmarks: no result is measured."""
-    narrow = replace(
-        vit_pico(), width=48, depth=2, levels=(0, 1), predictor=PredictorConfig(width=24, depth=1, heads=2)
-    )
-    monkeypatch.setitem(MODELS, "vit-pico", lambda: narrow)
+    monkeypatch.setitem(MODELS, "vit-pico", lambda: NARROW_PICO)
     monkeypatch.setattr("benchmarks.measure.get_context", lambda method: processes)
     monkeypatch.setattr("benchmarks.measure.product_shape", lambda device, width: (64, 64, 64))
     for name in network_names():

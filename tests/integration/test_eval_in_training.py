@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers.training import rows, tiny_config, train_quietly
+from tests.helpers.training import NARROW_PICO, rows, tiny_config, train_quietly
 from tubelet import cli, load
 from tubelet.checkpoint import run as checkpoint
 from tubelet.checkpoint.run import find_checkpoint, list_checkpoints, read_best, read_checkpoint, step_from_name
+from tubelet.config.model import MODELS
 from tubelet.errors import ConfigError, TubeletError
 from tubelet.train.trainer import train
 
@@ -147,6 +148,7 @@ def test_metrics_of_other_names_choose_the_best_checkpoint_too(config, tmp_path)
 
 @pytest.mark.slow
 def test_the_suite_evaluates_the_teacher_of_a_run(sample_set, tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "vit-pico", lambda: NARROW_PICO)
     out = tmp_path / "run"
     words = f"train {sample_set} --out {out} --model vit-pico --image-size 64 --frames 4 --steps 4 --batch-size 4"
     monkeypatch.setattr("sys.argv", ["tubelet", *words.split(), "--eval-every", "4", "--eval-data", str(sample_set)])

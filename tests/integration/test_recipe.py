@@ -1,6 +1,7 @@
 """The experiment of benchmarks/recipe.py at its toy size."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from benchmarks.measure import log_to_file
 from benchmarks.recipe import SIZES, VARIANTS, Run, main, trained_teacher
 from benchmarks.recipe_table import Row, verdicts
 from benchmarks.recipe_tasks import MEASURES
-from tests.helpers.training import processes, rows
+from tests.helpers.training import NARROW_PICO, processes, rows
 from tubelet.checkpoint.run import load_vjepa
 from tubelet.errors import TubeletError
 from tubelet.model.encoder import random_encoder
@@ -25,6 +26,7 @@ def test_two_variants_end_to_end_then_nothing_is_done_twice_and_other_settings_a
     sample_set, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(recipe, "get_context", lambda method: processes)  # forks what has imported PyTorch
+    monkeypatch.setitem(SIZES, "toy", replace(SIZES["toy"], model=NARROW_PICO))
     arguments = {"out": tmp_path, "data": sample_set, "size": "toy", "variants": ("a", "e"), "seeds": (0,), "jobs": 2}
     main(**arguments)
     table = capsys.readouterr().out
