@@ -34,7 +34,7 @@ SIZES = ModelConfig(
     heads=2,
     levels=(0, 1),
     patch_size=8,
-    predictor=PredictorConfig(width=32, depth=2, heads=2),
+    predictor=PredictorConfig(width=32, depth=1, heads=2),
 )
 
 
