@@ -14,11 +14,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+from jinja2 import BytecodeCache, ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
+from jinja2.bccache import Bucket
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
@@ -322,6 +324,24 @@ def _shown(value: Any) -> Any:
     return escape_unprintable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+class _CompiledTemplates(BytecodeCache):
+    """The templates that this process has compiled, which takes longer than to render them."""
+
+    def __init__(self) -> None:
+        self._code: dict[tuple[str, str], CodeType | None] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        """Set the code of a template; its checksum is that of the source."""
+        bucket.code = self._code.get((bucket.key, bucket.checksum))
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        """Keep the code of a template."""
+        self._code[bucket.key, bucket.checksum] = bucket.code
+
+
+_COMPILED_TEMPLATES = _CompiledTemplates()
+
+
 def _templates(folder: Path | None) -> Environment:
     loaders = [FileSystemLoader(folder)] if folder else []
     environment = Environment(
@@ -331,6 +351,7 @@ def _templates(folder: Path | None) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        bytecode_cache=_COMPILED_TEMPLATES,
     )
     environment.filters |= {"count": count, "shape": shape, "significant": significant, "percent": percent}
     return environment
