@@ -9,6 +9,8 @@ import torch
 from benchmarks import gpu_check, gpu_sections
 from benchmarks.gpu_check import Section
 from benchmarks.gpu_sections import Check
+from tests.helpers.training import NARROW_PICO
+from tubelet.config.model import MODELS
 from tubelet.errors import TubeletError
 
 
@@ -121,6 +123,7 @@ def test_markdown_has_a_row_for_each_step_and_says_what_is_missing():
 @pytest.mark.slow
 def test_sections_run_on_a_cpu_with_tiny_sizes(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.measure.product_shape", lambda device, width: (64, 64, 64))
+    monkeypatch.setitem(MODELS, "vit-pico", lambda: NARROW_PICO)
     names = ["environment", "ceilings", "sync", "attention", "steps"]
     assert gpu_check.main(["--smoke", "--out", str(tmp_path), "--only", ",".join(names), "--markdown"]) == 0
     results = json.loads((tmp_path / gpu_check.FILE).read_text())
