@@ -15,6 +15,7 @@ from tubelet.data.decode import Video
 from tubelet.data.loader import StepDataset, build_samplers
 from tubelet.data.sample_index import build_index
 from tubelet.data.sources import list_media
+from tubelet.data.tables import parse_number
 from tubelet.errors import DecodeError, TubeletError
 from tubelet.grid import Modality
 
@@ -79,6 +80,12 @@ def test_a_span_that_cannot_be_is_named_with_its_line(text, words, tmp_path):
 def test_numbers_may_have_a_comma_where_semicolons_separate_columns_and_empty_cells_may_follow(tmp_path):
     media = listed(tmp_path, "path;start_s;weight\na.mp4;0,5;1,5;\nb.mp4;1;;;\n")
     assert media.video_rows.start_s.tolist() == [0.5, 1] and media.video_rows.weight.tolist() == [1.5, 1]
+
+
+def test_many_digits_are_refused_in_time_proportional_to_their_number():
+    start = time.process_time()
+    assert parse_number("1" * 100_000 + "x") is None
+    assert time.process_time() - start < 1
 
 
 def test_the_first_of_several_sources_gives_the_weight(tmp_path):
