@@ -56,10 +56,18 @@ def read_number(pixels: Any) -> int:
     """The number of a card."""
     array = np.asarray(pixels)
     rows = array[array.shape[0] // 8 : 3 * array.shape[0] // 8].mean((0, 2))
-    edges = np.arange(BITS) * array.shape[1] / BITS
-    inner = array.shape[1] / BITS / 4
-    means = [rows[int(e + inner) : max(int(e + 3 * inner), int(e + inner) + 1)].mean() for e in edges]
-    return sum(1 << bit for bit, mean in enumerate(means) if mean > 127)
+    begins, ends = _bars(array.shape[1])
+    sums = np.concatenate([[0], rows.cumsum()])
+    light = sums[ends] - sums[begins] > 127 * (ends - begins)
+    return int(light @ (1 << np.arange(BITS)))
+
+
+@lru_cache
+def _bars(width: int) -> tuple[np.ndarray, np.ndarray]:
+    """First columns of the middles of the bars, and the columns behind them."""
+    edges, inner = np.arange(BITS) * width / BITS, width / BITS / 4
+    begins = (edges + inner).astype(np.int64)
+    return begins, np.maximum((edges + 3 * inner).astype(np.int64), begins + 1)
 
 
 def circle_ratio(pixels: Any) -> float:

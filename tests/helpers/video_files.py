@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,19 @@ def frame_of(pixels: np.ndarray, pix_fmt: str, matrix: str = "bt601", full: bool
     if not names.startswith(("yuv", "gray")) or names.startswith("yuva"):
         return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
     full = full or names.startswith(("yuvj", "gray"))
-    bits = layout.components[0].bits
-    codes = to_yuv(pixels, matrix, full, bits)
     frame = av.VideoFrame(pixels.shape[1], pixels.shape[0], pix_fmt)
-    for plane, values in zip(frame.planes, codes, strict=False):
+    planes = _planes(pixels.tobytes(), pixels.shape, pixels.dtype.str, pix_fmt, matrix, full)
+    for plane, data in zip(frame.planes, planes, strict=False):
+        plane.update(data)
+    return frame
+
+
+@lru_cache(maxsize=1024)  # many files have the same frames
+def _planes(data: bytes, shape: tuple[int, ...], dtype: str, pix_fmt: str, matrix: str, full: bool) -> list[bytes]:
+    bits = av.VideoFormat(pix_fmt).components[0].bits
+    codes = to_yuv(np.frombuffer(data, dtype).reshape(shape), matrix, full, bits)
+    planes = []
+    for plane, values in zip(av.VideoFrame(shape[1], shape[0], pix_fmt).planes, codes, strict=False):
         sub_y, sub_x = -(-values.shape[0] // plane.height), -(-values.shape[1] // plane.width)
         if (sub_y, sub_x) != (1, 1):
             pad = (plane.height * sub_y - values.shape[0], plane.width * sub_x - values.shape[1])
@@ -107,8 +117,8 @@ def frame_of(pixels: np.ndarray, pix_fmt: str, matrix: str = "bt601", full: bool
         size = 1 if bits == 8 else 2
         rows = np.zeros((plane.height, plane.line_size // size), dtype=np.uint8 if bits == 8 else "<u2")
         rows[:, : plane.width] = values
-        plane.update(rows.tobytes())
-    return frame
+        planes.append(rows.tobytes())
+    return planes
 
 
 # Stream copy and surgery
