@@ -139,10 +139,10 @@ def test_the_same_weights_under_other_settings_are_another_model(model, change):
 
 
 def test_another_version_of_the_package_computes_features_anew(model, images, tmp_path, monkeypatch):
-    cache, seen = FeatureCache(tmp_path / "cache", model), []
+    seen = []
     for number in ("1.0", "1.1", "1.0"):
         monkeypatch.setattr("tubelet.tasks.common.cache.version", lambda name, number=number: number)
-        extract(model, cache, images, {}, whole, partial(counted, seen=seen))
+        extract(model, FeatureCache(tmp_path / "cache", model), images, {}, whole, partial(counted, seen=seen))
     assert sum(seen) == 6
 
 

@@ -45,6 +45,7 @@ class FeatureCache:
 
     Attributes:
         weights_id: `weights_id` of the model.
+        version: that of the package.
         folder: the folder of its features.
     """
 
@@ -55,6 +56,8 @@ class FeatureCache:
             TubeletError: if it cannot be written.
         """
         self.weights_id = model.weights_id
+        # Another version of the package may decode, cut or compute differently. It is read from a file of the package.
+        self.version = version("tubelet")
         self.folder = folder / model_hash(model)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +84,7 @@ class FeatureCache:
         Raises:
             TubeletError: if a source cannot be read.
         """
-        # Another version of the package may decode, cut or compute differently.
-        identity = {"tubelet": version("tubelet"), "recipe": dict(recipe)}
+        identity = {"tubelet": self.version, "recipe": dict(recipe)}
         digest = hashlib.blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=16)
         for source in sources:
             for file in _stored_files(source):
