@@ -184,7 +184,7 @@ def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap, causal):
         model,
         task="timeline",
         learning_rates=(1e-2,),
-        epochs=20,
+        epochs=15,
         cache=tmp_path / "cache",
         causal=causal,
         **CLIP,

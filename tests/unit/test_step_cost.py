@@ -23,6 +23,9 @@ from tubelet.train.step_cost import StepCost, step_cost
 from tubelet.vjepa import VJEPA
 
 CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
+TWO_BLOCKS = dataclasses.replace(
+    vit_pico(), depth=2, levels=(0, 1), predictor=dataclasses.replace(vit_pico().predictor, depth=2)
+)
 
 
 def counts_of(config):
@@ -44,16 +47,16 @@ def counted_flops(model, config):
 @pytest.mark.parametrize("image_fraction", [0.0, 0.5, 1.0])
 def test_operations_are_those_that_pytorch_counts_for_every_mixture(image_fraction):
     data = DataConfig(image_size=128, frames=8, image_fraction=image_fraction)
-    config = TrainConfig(model=vit_pico(), data=data, batch_size=8)
+    config = TrainConfig(model=TWO_BLOCKS, data=data, batch_size=8)
     with META:
         model = VJEPA(config.model)
     assert step_cost(model, config, counts_of(config)).flops == pytest.approx(counted_flops(model, config), rel=0.03)
 
 
 def test_operations_of_a_distillation_are_those_of_the_frozen_teacher():
-    teacher = dataclasses.replace(vit_pico(), width=256, depth=6, levels=(2, 5), heads=4)
+    teacher = dataclasses.replace(vit_pico(), width=256, depth=3, levels=(1, 2), heads=4)
     config = TrainConfig(
-        model=distillation_config(vit_pico(), teacher), data=DataConfig(image_size=128, frames=4), batch_size=4
+        model=distillation_config(TWO_BLOCKS, teacher), data=DataConfig(image_size=128, frames=4), batch_size=4
     )
     with META:
         model = VJEPA(config.model)
@@ -63,10 +66,9 @@ def test_operations_of_a_distillation_are_those_of_the_frozen_teacher():
 
 def test_operations_of_adapters_leave_out_the_gradients_of_frozen_weights():
     pytest.importorskip("peft")
-    sizes = dataclasses.replace(vit_pico(), depth=2, levels=(0, 1))
-    config = TrainConfig(model=sizes, data=DataConfig(image_size=128, frames=4), batch_size=4)
+    config = TrainConfig(model=TWO_BLOCKS, data=DataConfig(image_size=128, frames=4), batch_size=4)
     with META:
-        model = VJEPA(sizes)
+        model = VJEPA(TWO_BLOCKS)
         for part in (model.student, model.teacher):
             add_adapters(part, 4)
     model.teacher.requires_grad_(False)
