@@ -85,7 +85,18 @@ def try_wheel(wheel: Path, with_dependencies: bool) -> None:
         if with_dependencies:
             run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel)
         else:
-            run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel)
+            run(
+                sys.executable,
+                "-m",
+                "pip",
+                "--python",
+                python,
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--no-compile",
+                wheel,
+            )
             packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
             (packages / "outer.pth").write_text("\n".join(_packages()) + "\n")
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
