@@ -320,8 +320,9 @@ def ffv1(frame: Any, matrix: int, color_range: int) -> MediaBytes:
 def flat_areas(pixels: np.ndarray) -> np.ndarray:
     """(H, W) bool: pixels whose neighbors up to four pixels away in all directions have the same color."""
     same = np.zeros(pixels.shape[:2], bool)
-    blocks = sliding_window_view(pixels.astype(int), (9, 9), axis=(0, 1))
-    same[4:-4, 4:-4] = (np.ptp(blocks, axis=(-2, -1)) == 0).all(-1)
+    lowest = sliding_window_view(sliding_window_view(pixels, 9, axis=0).min(-1), 9, axis=1).min(-1)
+    highest = sliding_window_view(sliding_window_view(pixels, 9, axis=0).max(-1), 9, axis=1).max(-1)
+    same[4:-4, 4:-4] = (lowest == highest).all(-1)
     return same
 
 
