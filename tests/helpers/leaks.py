@@ -96,8 +96,10 @@ def left_shared_memory(before: Collection[str], since: float, folder: Path = SHA
         return []
     for process in psutil.process_iter():  # another session's are in use
         try:
-            used = {m.path for m in process.memory_maps()} | {f.path for f in process.open_files()}
-        except psutil.Error:
+            # Not psutil's `memory_maps`, for which the kernel counts the pages of all processes.
+            maps = Path(f"/proc/{process.pid}/maps").read_text(errors="surrogateescape")
+            used = {f.path for f in process.open_files()} | {path for path in new if f" {path}\n" in maps}
+        except (psutil.Error, OSError):
             continue
         for path in used & new.keys():
             del new[path]
