@@ -53,17 +53,17 @@ def test_sharding_that_was_killed_continues_to_the_same_bytes_and_leaves_no_proc
     videos = tmp_path / "videos"
     videos.mkdir()
     for i in range(6):
-        write_video(videos / f"{i}.mp4", frames=150, size=128)
+        write_video(videos / f"{i}.mp4", frames=75, size=96)
     write_text(videos / "text.mp4")
     recipe = (
         "--size",
-        96,
+        64,
         "--fps",
         12,
         "--segment-s",
         1,
         "--shard-mb",
-        0.1,
+        0.03,
         "--max-failed-fraction",
         0.2,
         "--workers",
@@ -85,15 +85,15 @@ def test_sharding_that_was_killed_continues_to_the_same_bytes_and_leaves_no_proc
     again = run_tubelet("shard", videos, "--out", out, *recipe)
     text = again.stdout
     assert again.returncode == 0, again.stderr
-    assert "72 video segments and 0 images" in text and "1 bad files" in text and "text.mp4: " in text
+    assert "36 video segments and 0 images" in text and "1 bad files" in text and "text.mp4: " in text
     assert tars == {name: (out / name).with_suffix(".tar").stat().st_mtime_ns for name in finished}
     undisturbed = tmp_path / "undisturbed"
     write_shards(
         [str(videos)],
         undisturbed,
-        ShardConfig(size=96, fps=12.0, segment_s=1.0),
+        ShardConfig(size=64, fps=12.0, segment_s=1.0),
         workers=1,
-        shard_mb=0.1,
+        shard_mb=0.03,
         max_failed_fraction=0.2,
     )
     assert contents(out) == contents(undisturbed)
