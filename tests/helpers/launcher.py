@@ -8,7 +8,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from tests.helpers.training import PRELOADED, processes
+from tests.helpers.training import processes
 from tubelet.cli import main
 
 
@@ -22,8 +22,7 @@ def torchrun(words, folder):
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, parse_args
 
-    for name in PRELOADED:  # or else each of the processes would
-        importlib.import_module(name)
+    importlib.import_module("tests.helpers.preloaded")  # or else each of the processes would
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         arguments = parse_args(list(map(str, words)))

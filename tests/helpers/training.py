@@ -12,20 +12,8 @@ from tubelet.config import DataConfig, ModelConfig, OptimConfig, PredictorConfig
 from tubelet.errors import TubeletError
 from tubelet.train.trainer import train
 
-# What training processes import. A server that has imported it, or a process of tests, forks one in milliseconds.
-PRELOADED = [
-    "tubelet.train.trainer",
-    "torch.utils.tensorboard",
-    "torch.distributed.fsdp",
-    "torch.distributed.run",
-    "torch._dynamo",
-    "tubelet.checkpoint.dcp",
-    "tubelet.prediction.pipeline",
-    "pandas",  # which pyarrow imports where it is installed
-    "tests.helpers.frozen",
-]
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(PRELOADED)
+processes.set_forkserver_preload(["tests.helpers.preloaded"])
 
 
 # The smallest model, for runs of several compilations or many steps of shards.
