@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.commands import run_code
 from tests.helpers.leaks import MARK, left_processes, left_shared_memory, real_time_policy
@@ -126,11 +127,12 @@ def test_a_fork_is_found_by_the_file_that_it_inherits_and_a_stranger_is_not(tmp_
 
 
 def test_shared_memory_that_a_process_uses_or_that_was_there_is_nobodys_leftover(tmp_path):
-    for name in ("before", "open", "left"):
-        (tmp_path / name).touch()
+    for name in ("before", "open", "mapped", "left"):
+        (tmp_path / name).write_bytes(bytes(4096))
+    mapped = torch.from_file(str(tmp_path / "mapped"), shared=True, size=4096, dtype=torch.uint8)
     with (tmp_path / "open").open():
         left = left_shared_memory({"before"}, (tmp_path / "left").stat().st_ctime, tmp_path)
-    assert left == [f"shared memory {tmp_path / 'left'}"]
+    assert left == [f"shared memory {tmp_path / 'left'}"] and len(mapped) == 4096
 
 
 def test_policies_are_named_however_they_are_inherited(monkeypatch):
