@@ -17,7 +17,7 @@ from tubelet.planner.run_plan import plan_run
 
 pytestmark = pytest.mark.slow
 
-MODEL = dataclasses.replace(SIZES, width=384, heads=6, predictor=PredictorConfig(width=192, depth=2, heads=6))
+MODEL = dataclasses.replace(SIZES, width=384, heads=6, predictor=PredictorConfig(width=192, depth=1, heads=6))
 
 
 def planned_data(config, counts):
