@@ -13,6 +13,7 @@ from tubelet.errors import BadFile
 from tubelet.fitting.clip_task import FROZEN
 from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin, Suggestion
 from tubelet.heads.head_file import EncoderId, HeadInput, HeadSpec, MetricInterval, ModelMetrics
+from tubelet.tasks.common.result import RANDOM_WEIGHTS
 from tubelet.view.fit_report import (
     caution,
     common_confusions,
@@ -35,7 +36,7 @@ def metric(value, width=5.0, name="top-1 accuracy", unit="%", higher=True):
 def scores(head, *baselines):
     return tuple(
         ModelMetrics(model=name, metrics=(found,))
-        for name, found in zip(("this head", "majority class", "random weights"), (head, *baselines), strict=False)
+        for name, found in zip(("this head", "majority class", RANDOM_WEIGHTS), (head, *baselines), strict=False)
     )
 
 
@@ -59,11 +60,12 @@ def write(result, folder):
     return html.unescape((folder / "report.html").read_text())
 
 
-def test_the_sentence_on_trust_compares_with_the_best_baseline():
+def test_the_sentence_on_trust_compares_with_the_best_simple_baseline():
     assert "not known" in trust_sentence(())
-    assert "no baseline" in trust_sentence(scores(metric(80)))
+    assert "no simple baseline" in trust_sentence(scores(metric(80)))
     clear = trust_sentence(scores(metric(80), metric(20), metric(60)))
-    assert "clearly better than the best baseline (random weights) 60.0 % (between 55.0 and 65.0 %" in clear
+    assert "clearly better than the best simple baseline (majority class) 20.0 % (between 15.0 and 25.0 %" in clear
+    assert "random" not in clear
     assert "may be chance" in trust_sentence(scores(metric(62), metric(60)))
     assert is_clearly_better(scores(metric(80), metric(20))) and not is_clearly_better(scores(metric(62), metric(60)))
     assert "do not rely on this head" in trust_sentence(scores(metric(59), metric(60)))
@@ -71,8 +73,21 @@ def test_the_sentence_on_trust_compares_with_the_best_baseline():
     assert caution(scores(metric(59), metric(60))).endswith(": do not rely on it")
     assert caution(scores(metric(62), metric(60))).startswith("not clearly better than")
     error = [metric(x, 0.1, "RMSE", "m", higher=False) for x in (0.5, 0.9, 1.5)]
-    assert "clearly better than the best baseline (majority class) 0.900 m" in trust_sentence(scores(*error))
+    assert "clearly better than the best simple baseline (majority class) 0.900 m" in trust_sentence(scores(*error))
     assert "do not rely" in trust_sentence(scores(error[1], error[0]))
+
+
+def test_random_weights_judge_the_encoder_and_not_the_head():
+    # 34 of 36 spans found, as with random weights: the head works, whatever makes it work.
+    same = scores(metric(99.1, 2), metric(40), metric(99.1, 2))
+    sentence = trust_sentence(same)
+    assert "do not rely" not in sentence and "trust it as far as that is good enough" in sentence
+    assert sentence.endswith("a smaller or another encoder may do as well.") and caution(same) == ""
+    assert trust_sentence(scores(metric(80), metric(20), metric(78))).endswith("not clear from these files.")
+    assert "do not rely" in trust_sentence(scores(metric(30), metric(40), metric(30)))
+    assert "may be chance" in trust_sentence(scores(metric(42), metric(40), metric(10)))
+    lower = scores(*(metric(x, 0.1, "RMSE", "m", higher=False) for x in (0.5, 0.9, 0.4)))
+    assert "random weights reaches 0.400 m" in trust_sentence(lower)
 
 
 def test_without_an_interval_no_head_is_clearly_better():

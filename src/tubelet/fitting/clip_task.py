@@ -23,6 +23,7 @@ from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics
 from tubelet.heads.novelty import fit_novelty
 from tubelet.pretrained.load import random_init_like
+from tubelet.tasks.common.result import RANDOM_WEIGHTS
 
 OWN = "this head"
 FROZEN = "frozen head"
@@ -135,8 +136,8 @@ def _baseline_logits(
         baseline = context.in_round(f"{ROUNDS[2]} {name}")
         baselines.append((name, held_out_logits(baseline, objective, candidate, _with_tokens(features, flat))[0]))
     random_model = random_init_like(context.model, context.config.seed)
-    random = context.in_round(f"{ROUNDS[2]} random weights").with_model(random_model)
-    baselines.append(("random weights", held_out_logits(random, objective, fit.candidate)[0]))
+    random = context.in_round(f"{ROUNDS[2]} {RANDOM_WEIGHTS}").with_model(random_model)
+    baselines.append((RANDOM_WEIGHTS, held_out_logits(random, objective, fit.candidate)[0]))
     return baselines
 
 

@@ -28,6 +28,7 @@ from tubelet.pretrained.load import random_init_like
 from tubelet.tasks.common.cache import FeatureCache
 from tubelet.tasks.common.dense_heads import TrainedHead
 from tubelet.tasks.common.extract import level_features
+from tubelet.tasks.common.result import RANDOM_WEIGHTS
 from tubelet.tasks.segmentation import nearest_pixels
 
 OWN = "this head"
@@ -106,7 +107,7 @@ def _baselines(context: FitContext, objective: PixelObjective, inputs: PixelInpu
     random_model = random_init_like(context.model, context.config.seed)
     for name, model, features in (
         ("linear head on pixels", context.model, patch_colors(context.model.config.channels)),
-        ("random weights", random_model, placed_features(random_model, context.head_input.levels)),
+        (RANDOM_WEIGHTS, random_model, placed_features(random_model, context.head_input.levels)),
     ):
         cache = context.cache if model is context.model else FeatureCache(context.cache.folder.parent, model)
         baseline = replace(context.in_round(f"{_ROUNDS[1]} {name}"), model=model, cache=cache)

@@ -13,6 +13,7 @@ from tubelet.fitting.clip_task import FROZEN
 from tubelet.fitting.result import FitResult, LearningCurvePoint, ReliabilityBin
 from tubelet.heads.calibration import ScoreBin, expected_calibration_error
 from tubelet.heads.head_file import MetricInterval, ModelMetrics
+from tubelet.tasks.common.result import RANDOM_WEIGHTS
 from tubelet.view.page import Line, chart, write_page
 from tubelet.view.results import image_uri, shrink_to_page
 from tubelet.view.thumbnails import Thumbnail, make_thumbnail
@@ -61,6 +62,9 @@ def write_fit_report(result: FitResult, out: Path) -> None:
 def trust_sentence(scores: Sequence[ModelMetrics]) -> str:
     """How far to trust a head, in plain words.
 
+    The simple baselines decide whether a head knows more than a rule without an encoder. The same network with random
+    weights decides nothing about that: it only shows whether the training of the encoder is what makes the head good.
+
     Args:
         scores: metrics of the head, then of the baselines.
     """
@@ -68,16 +72,16 @@ def trust_sentence(scores: Sequence[ModelMetrics]) -> str:
         return "Nothing was measured on held-out files: how far to trust this head is not known."
     first = scores[0].metrics[0]
     reached = f"On files that it was not trained on, the head reaches {_shown(first)}, in {first.name}."
-    rival = _best_rival(scores)
-    if rival is None:
-        return f"{reached} There is no baseline to compare it with."
-    name, best = rival
-    sign = 1 if first.higher_is_better else -1
-    against = f"the best baseline ({name}) {_shown(best)}"
-    if sign * first.value <= sign * best.value:
+    simple, untrained = _best_rival(scores), _untrained(scores)
+    if simple is None:
+        return " ".join(filter(None, (f"{reached} There is no simple baseline to compare it with.", untrained)))
+    name, best = simple
+    against = f"the best simple baseline ({name}) {_shown(best)}"
+    if not _is_better(first, best):
         return f"{reached} That is no better than {against}: do not rely on this head."
     if is_clearly_better(scores):
-        return f"{reached} That is clearly better than {against}: trust it as far as that is good enough for you."
+        verdict = f"{reached} That is clearly better than {against}: trust it as far as that is good enough for you."
+        return " ".join(filter(None, (verdict, untrained)))
     reason = "the intervals overlap" if first.low is not None else "these are too few files to be sure"
     return (
         f"{reached} That is better than {against}, but {reason}: it may be chance. Label more files, so that more can "
@@ -85,36 +89,58 @@ def trust_sentence(scores: Sequence[ModelMetrics]) -> str:
     )
 
 
+def _untrained(scores: Sequence[ModelMetrics]) -> str:
+    """What the same network with random weights says about the encoder; empty if the head is clearly better."""
+    first = scores[0].metrics[0]
+    random = next(
+        (metric for model in scores if model.model == RANDOM_WEIGHTS if (metric := _metric(model, first.name))), None
+    )
+    if random is None or _is_clearly_better(first, random):
+        return ""
+    found = f"The same network with random weights reaches {_shown(random)}"
+    if _is_better(first, random):
+        return f"{found}: whether the training of the encoder makes the head better is not clear from these files."
+    return (
+        f"{found}: the head is as good as measured, but not because the encoder was trained; a smaller or another "
+        "encoder may do as well."
+    )
+
+
 def caution(scores: Sequence[ModelMetrics]) -> str:
-    """The shortest form of `trust_sentence`; empty for a head that is clearly better than all baselines."""
+    """The shortest form of `trust_sentence`; empty for a head that is clearly better than all simple baselines."""
     if not scores or not scores[0].metrics:
         return "not measured on held-out files"
     rival = _best_rival(scores)
     if rival is None or is_clearly_better(scores):
         return ""
-    first, (name, best) = scores[0].metrics[0], rival
-    worse = first.value <= best.value if first.higher_is_better else first.value >= best.value
-    return f"no better than {name}: do not rely on it" if worse else f"not clearly better than {name}"
+    name, best = rival
+    better = _is_better(scores[0].metrics[0], best)
+    return f"not clearly better than {name}" if better else f"no better than {name}: do not rely on it"
 
 
 def is_clearly_better(scores: Sequence[ModelMetrics]) -> bool:
-    """Whether the interval of a head's first metric is beyond that of the best baseline, or there is none."""
+    """Whether the interval of a head's first metric is beyond that of the best simple baseline, or there is none."""
     rival = _best_rival(scores) if scores and scores[0].metrics else None
-    if rival is None:
-        return True
-    first, (_, best) = scores[0].metrics[0], rival
-    worst, limit = (first.low, best.high) if first.higher_is_better else (first.high, best.low)
+    return rival is None or _is_clearly_better(scores[0].metrics[0], rival[1])
+
+
+def _is_better(first: MetricInterval, other: MetricInterval) -> bool:
+    return first.value > other.value if first.higher_is_better else first.value < other.value
+
+
+def _is_clearly_better(first: MetricInterval, other: MetricInterval) -> bool:
+    worst, limit = (first.low, other.high) if first.higher_is_better else (first.high, other.low)
     sign = 1 if first.higher_is_better else -1
     return worst is not None and limit is not None and sign * worst > sign * limit
 
 
 def _best_rival(scores: Sequence[ModelMetrics]) -> tuple[str, MetricInterval] | None:
-    """The best baseline by the head's first metric, and its value; None without any."""
+    """The best simple baseline by the head's first metric, and its value; None without any."""
     first = scores[0].metrics[0]
     rivals = [
         (model.model, metric)
         for model in scores[1:]
-        if model.model != FROZEN and (metric := _metric(model, first.name)) is not None
+        if model.model not in (FROZEN, RANDOM_WEIGHTS) and (metric := _metric(model, first.name)) is not None
     ]
     sign = 1 if first.higher_is_better else -1
     return max(rivals, key=lambda rival: sign * rival[1].value) if rivals else None
@@ -125,8 +151,8 @@ def curve_sentence(curve: Sequence[LearningCurvePoint], trusted: bool = True) ->
 
     Args:
         curve: the first metric by the number of labels.
-        trusted: whether the head is clearly better than the baselines; otherwise the sentence says what more labels
-            could change about that.
+        trusted: whether the head is clearly better than the simple baselines; otherwise the sentence says what more
+            labels could change about that.
     """
     curve = _distinct(curve)
     if len(curve) < 2:

@@ -30,6 +30,7 @@ from tubelet.heads.novelty import NoveltyModel, fit_novelty
 from tubelet.heads.span_rules import fit_span_rules
 from tubelet.heads.spans import Span, decode_spans
 from tubelet.pretrained.load import random_init_like
+from tubelet.tasks.common.result import RANDOM_WEIGHTS
 from tubelet.tasks.metrics.timeline import VideoSpans, span_hits, timeline_metrics
 
 _NEIGHBOR_ROWS = _NOVELTY_ROWS = 20_000
@@ -242,7 +243,7 @@ def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list
     What moves how much is one number of a time step, over which no network but the temporal one can be trained.
     """
     random_model = random_init_like(context.model, context.config.seed)
-    random = context.in_round(f"{ROUNDS[2]} random weights").with_model(random_model)
+    random = context.in_round(f"{ROUNDS[2]} {RANDOM_WEIGHTS}").with_model(random_model)
     neighbors = Candidate(network="knn", options={}, hparams=None)
     pixels = _with_tokens(data, [video.steps.pixels[:, None] for video in data.videos])
     motion = _with_tokens(data, [video.steps.motion[:, None] for video in data.videos])
@@ -252,7 +253,7 @@ def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list
         _majority(data),
         _measure(context, pixels, neighbors, "k-NN on pixels"),
         _measure(moved, motion, replace(best, network="temporal", options=causal), "motion energy"),
-        _measure(random, load_timelines(random), best, "random weights"),
+        _measure(random, load_timelines(random), best, RANDOM_WEIGHTS),
     ]
 
 
