@@ -126,6 +126,22 @@ def test_words_that_are_near_a_column_are_numbers_to_predict(tmp_path):
     assert read_labels(tmp_path / "l.csv").targets == ("start_x", "end_x", "height")
 
 
+def test_numbers_beside_labels_may_have_gaps(media):
+    """As in a table of predictions with rows that were added by hand."""
+    text = "path,start_s,end_s,label,score,temperature\na.mp4,0,2,x,0.91,12\na.mp4,2,4,y,,\nb.mp4,0,4,x,0.5,13\n"
+    table = check_labels(read_labels(write(media, text)), min_examples=1)
+    task, reason = infer_task(table)
+    assert task == "timeline" and "the numbers in temperature are not used" in reason
+    full = text.replace("y,,", "y,0.1,1")
+    assert check_labels(read_labels(write(media, full)), "regression").targets == ("score", "temperature")
+
+
+def test_predictions_for_images_have_no_span(media):
+    text = "path,start_s,end_s,label,score\na.jpg,0.000,0.000,x,0.9\nb.jpg,0.000,0.000,y,0.8\n"
+    table = check_labels(read_labels(write(media, text)), min_examples=1)
+    assert [(row.start_s, row.end_s) for row in table.rows] == [(None, None)] * 2
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("1.5", 1.5), ("0:01.250", 1.25), ("90:00", 5400), ("1:02:03.5", 3723.5), ("1:60:00", None), ("0:60", None),
@@ -361,6 +377,16 @@ WRONG = {
             "line 5: speed is empty",
         ],
     ),
+    "target gaps beside labels": (
+        "path,label,speed\na.mp4,x,1\nb.mp4,x,\na.jpg,y,\nb.jpg,y,2\nvfr.mkv,y,3\n",
+        "regression",
+        ["^line 3: speed is empty, expected a number as in the other rows .also line 4.$"],
+    ),
+    "one fault of many rows": (
+        "path,label\na.mp4,x\na.jpg,x\nb.mp4,y\nb.jpg,y\n" + ",x\n" * 5,
+        None,
+        ["^line 6: path is empty, expected a media file .also lines 7, 8, 9 and 1 more.$"],
+    ),
     "no column": (
         "path,label\na.mp4,x\nb.mp4,x\na.jpg,y\nb.jpg,y\n",
         "timeline",
@@ -394,9 +420,22 @@ WRONG = {
         ],
     ),
     "misspelled column": (
-        "path,lable\na.mp4,x\nb.mp4,y\n",
+        "path,massk\na.mp4,x\nb.mp4,y\n",
         None,
-        ["header: column 'lable' is unknown .nearest: 'label'.; rename it"],
+        ["header: column 'massk' is unknown .nearest: 'mask'.; rename it"],
+    ),
+    "labels under any name": (
+        "file;start;end;species;note\na.mp4;0;1;fox;\na.mp4;1;2;fox;\nb.mp4;0;1;owl;\nb.mp4;1;9;owl;\n",
+        None,
+        [
+            "^header: unknown columns; rename file to path, start to start_s, end to end_s, species to label$",
+            "^line 5: ends at 9 s",
+        ],
+    ),
+    "labels in one of several columns": (
+        "path,species,note\na.mp4,fox,far\nb.mp4,owl,near\n",
+        None,
+        ["^header: has no column label; rename the one of species, note that has the classes to label$"],
     ),
     "misspelled columns beside labels": (
         "path,label,strat_s,ends,groups,wieght\na.mp4,x,0,1,1,1\na.mp4,y,1,2,1,1\nb.mp4,x,0,1,2,1\nb.mp4,y,1,2,2,1\n",

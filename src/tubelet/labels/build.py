@@ -100,6 +100,7 @@ def build_table(
     legend: Mapping[int, str] | None = None,
     columns: Sequence[str] | None = None,
     targets: Sequence[str] = (),
+    target_faults: Iterable[tuple[int, str]] = (),
     row_kind: str = "annotation",
 ) -> LabelTable:
     """The table of some rows; columns of a format that has none are those that some row has."""
@@ -128,5 +129,6 @@ def build_table(
         targets=tuple(targets),
         legend=legend,
         faults=tuple(faults),
+        target_faults=tuple(target_faults),
         row_kind=row_kind,
     )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ _SEARCHED = 2000  # folders that are searched for missing files
 _NEEDED = {
     "classification": "label", "multilabel": "label", "timeline": "label", "segmentation": "mask", "depth": "depth",
 }  # fmt: skip
+# "line 7: label is empty", "train/metadata.csv, line 7: label is empty"
+_PLACE = re.compile(r"(?P<source>(?:.*?[,:] )?)(?P<kind>[a-z]+) (?P<line>\d+)(?P<problem>:? .*)", re.DOTALL)
 
 Fault = tuple[int, str]
 
@@ -61,6 +64,8 @@ def check_labels(
     Raises:
         LabelError: with all faults, those of reading the table included.
     """
+    if task == "regression":
+        table = replace(table, faults=(*table.faults, *table.target_faults))
     faults: list[Fault] = list(table.faults)
     table = with_pages(table, task, faults)
     facts = read_media_facts(table, task, workers, progress)
@@ -119,8 +124,17 @@ def _timed(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fau
 
 
 def _sentences(faults: Iterable[Fault]) -> list[str]:
-    """Faults by line, each once."""
-    return list(dict.fromkeys(message for _, message in sorted(faults, key=lambda fault: fault[0])))
+    """Faults by line, each once; the same fault of several rows is one."""
+    rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for message in dict.fromkeys(message for _, message in sorted(faults, key=lambda fault: fault[0])):
+        place = _PLACE.fullmatch(message)
+        rows[place.group("source", "kind", "problem") if place else (message,)].append(place["line"] if place else "")
+    sentences = []
+    for (source, *rest), (first, *others) in rows.items():
+        kind, problem = rest or ("", "")
+        also = f" (also {_listed(kind, others)})" if others else ""
+        sentences.append(f"{source}{kind} {first}{problem}{also}" if rest else source)
+    return sentences
 
 
 def _fault(table: LabelTable, row: LabelRow, problem: str) -> Fault:
@@ -164,7 +178,7 @@ def _where(table: LabelTable, missing: Sequence[Path]) -> str:
     )
 
 
-def _listed(kind: str, lines: Sequence[int]) -> str:
+def _listed(kind: str, lines: Sequence[int | str]) -> str:
     listed = ", ".join(map(str, lines[:_SHOWN]))
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return f"{kind}{'s' * (len(lines) > 1)} {listed}{more}"
@@ -186,6 +200,8 @@ def _with_times(row: LabelRow, facts: MediaFacts, problems: list[str]) -> LabelR
             problems.append("has an end and no start; fill start_s, with 0 for the beginning")
         return row
     length = facts.duration_s
+    if not length and start == end == 0:  # as tables of predictions have it
+        return replace(row, start_s=None, end_s=None)
     if not length:
         problems.append(f"has a start at {start:g} s, but {row.path.name} is an image")
     elif start >= length:
@@ -248,7 +264,7 @@ def _row_faults(table: LabelTable, task: str, exclusive: bool) -> Iterator[Fault
         before = first.setdefault((row.path, row.start_s, row.end_s, content), row)
         if before is row:
             by_file[row.path].append(row)
-        elif before.labels == row.labels and before.values == row.values:
+        elif before.labels == row.labels and (task != "regression" or before.values == row.values):
             yield _fault(table, row, f"repeats {table.place_of(before)}; remove one")
         elif task == "classification":
             conflict = f"{'|'.join(row.labels)}, {table.place_of(before)} {'|'.join(before.labels)}"

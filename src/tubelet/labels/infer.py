@@ -9,6 +9,7 @@ import numpy as np
 from tubelet.labels.records import EPISODES, LabelError, LabelRow, LabelTable
 
 _COVERED = 0.5
+_SCORES = ("score",)  # columns of tables of predictions that were corrected
 
 
 def infer_task(table: LabelTable) -> tuple[str, str]:
@@ -26,7 +27,8 @@ def infer_task(table: LabelTable) -> tuple[str, str]:
     Raises:
         LabelError: if no column says what is to be learned.
     """
-    unused = f"; the numbers in {', '.join(table.targets)} are not used (--task regression)" if table.targets else ""
+    numbers = ", ".join(name for name in table.targets if name not in _SCORES)
+    unused = f"; the numbers in {numbers} are not used (--task regression)" if numbers else ""
     if "mask" in table.columns:
         other = "; the column label is not used (--task classification)" if "label" in table.columns else ""
         return "segmentation", f"segmentation, because the labels have masks{other}{unused}"

@@ -62,7 +62,8 @@ def read_media_folder(folder: Path, read_table: Callable[[Path], LabelTable]) ->
         listed = " and ".join(sorted(", ".join(names) for names in columns))
         raise LabelError(folder, [f"the labels of its splits have other columns: {listed}; make them equal"])
     rows = [row for each in tables for row in each.rows]
-    faults = [(line, f"{each.path.parent.name}: {fault}") for each in tables for line, fault in each.faults]
+    faults = [fault for each in tables for fault in _located(each, each.faults)]
+    target_faults = [fault for each in tables for fault in _located(each, each.target_faults)]
     legend = next((each.legend for each in tables if each.legend), None)
     if any(each.legend != tables[0].legend for each in tables):
         raise LabelError(folder, ["the masks of its splits have different classes; give each split the same legend"])
@@ -76,8 +77,13 @@ def read_media_folder(folder: Path, read_table: Callable[[Path], LabelTable]) ->
         legend=legend,
         columns=_with_split(tables[0].columns, rows),
         targets=tables[0].targets,
+        target_faults=target_faults,
         row_kind=tables[0].row_kind,
     )
+
+
+def _located(table: LabelTable, faults: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    return [(line, f"{table.path.parent.name}: {fault}") for line, fault in faults]
 
 
 def _with_split(columns: Sequence[str], rows: Sequence[LabelRow]) -> tuple[str, ...]:

@@ -102,6 +102,8 @@ class LabelTable:
         durations_s: media file -> seconds of a video, 0 for an image; filled by `check_labels`.
         faults: line and sentence of each fault that was found while the file was read; `check_labels` raises them
             together with its own.
+        target_faults: line and sentence of each cell of a number column without a number, in tables that say otherwise
+            what is to be learned; they are faults for regression only.
         row_kind: what a row is in messages: "line", "row" or "annotation".
     """
 
@@ -115,6 +117,7 @@ class LabelTable:
     legend: Mapping[int, str] = field(default_factory=dict)
     durations_s: Mapping[Path, float] = field(default_factory=dict)
     faults: Sequence[tuple[int, str]] = ()
+    target_faults: Sequence[tuple[int, str]] = ()
     row_kind: str = "line"
 
     def place_of(self, row: LabelRow) -> str:

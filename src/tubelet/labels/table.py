@@ -34,6 +34,8 @@ COLUMNS = (
     "path", "start_s", "end_s", "start_frame", "end_frame", "label", "mask", "depth", "split", "group", "weight",
 )  # fmt: skip
 """Columns with a meaning; every other one of numbers is a target of regression."""
+_LEARNED = {"label", "mask", "depth"}
+"""Columns that say what is to be learned; without any, it is the numbers."""
 IGNORED_COLUMNS = ("answer", "answer_score")
 """Columns of tables of suggestions (`tubelet fit --suggest`), which show what a head says."""
 # Names of Hugging Face's folders of media, where NAME_file_name is the file of a column NAME, and of predicted maps.
@@ -144,12 +146,20 @@ def _read_own(path: Path) -> LabelTable:
         if name not in columns and other is not None:
             columns[name] = other
     misnomers = _misnomers(cells.header, columns)
+    targets, texts, empty = _other_columns(cells, {*columns.values(), *misnomers})
+    if not targets and (unnamed := _unnamed_labels({*columns, *misnomers.values()}, texts)):
+        misnomers[unnamed] = "label"
+        texts = []
     faults = [*cells.faults, *((0, f"header: {fault}") for fault in _header_faults(cells.header, columns, misnomers))]
     # As if they were renamed, so that all faults are in one list.
     columns |= {column: name for name, column in misnomers.items() if not name.lower().endswith("_ms")}
-    targets = _targets(cells, columns, misnomers, faults)
+    learned = bool(_LEARNED & columns.keys())
+    faults += _unused_faults(targets, texts, empty, columns, learned)
     if "path" not in columns:
         raise LabelError(path, [fault for _, fault in faults])
+    target_faults = _target_faults(cells, targets)
+    if not learned:
+        faults += target_faults
     rows = []
     resolved: dict[str, Path] = {}
     for line, row in cells.rows:
@@ -168,6 +178,7 @@ def _read_own(path: Path) -> LabelTable:
         legend=legend,
         columns=[*(name for name in COLUMNS if name in columns), *targets],
         targets=targets,
+        target_faults=target_faults if learned else (),
         row_kind=cells.row_kind,
     )
 
@@ -255,39 +266,59 @@ def _duplicate_columns(header: Sequence[str]) -> list[str]:
     return sorted({name for name in lowered if lowered.count(name) > 1})
 
 
-def _targets(
-    cells: _Cells, columns: dict[str, str], misnomers: Collection[str], faults: list[tuple[int, str]]
-) -> list[str]:
-    """The other number columns; one of mostly numbers has a fault for each cell that is none."""
-    taken = {*columns.values(), *misnomers, *IGNORED_COLUMNS, ""}
-    targets, unused = [], []
+def _other_columns(cells: _Cells, taken: Collection[str]) -> tuple[list[str], list[str], list[str]]:
+    """The columns without a meaning of their own: those of mostly numbers, those of text, and empty ones."""
+    numeric: list[str] = []
+    texts: list[str] = []
+    empty: list[str] = []
     for column in dict.fromkeys(cells.header):
-        if column in taken:
-            continue
-        texts = [(line, row.get(column, "")) for line, row in cells.rows]
-        filled = [(line, text) for line, text in texts if text]
-        odd = [(line, text) for line, text in filled if not looks_numeric(text, cells.decimal_comma)]
-        if not filled or 2 * len(odd) >= len(filled):
-            unused.append(column)
-            continue
-        targets.append(column)
-        for line, text in texts:
+        if column and column not in taken and column not in IGNORED_COLUMNS:
+            filled = [text for _, row in cells.rows if (text := row.get(column, ""))]
+            count = sum(looks_numeric(text, cells.decimal_comma) for text in filled)
+            (numeric if 2 * count > len(filled) else texts if filled else empty).append(column)
+    return numeric, texts, empty
+
+
+def _unnamed_labels(known: Collection[str], texts: Sequence[str]) -> str | None:
+    """The only column of text of a table that says nothing else to be learned, whatever its name."""
+    if "path" not in known or _LEARNED.intersection(known) or len(texts) != 1:
+        return None
+    hint = nearest(texts[0], [name for name in COLUMNS if name not in known])  # such as massk for mask
+    return texts[0] if hint in ("", nearest(texts[0], ["label"])) else None
+
+
+def _target_faults(cells: _Cells, targets: Sequence[str]) -> list[tuple[int, str]]:
+    """One fault for each cell of a number column that has no number."""
+    faults = []
+    for column in targets:
+        for line, row in cells.rows:
+            text = row.get(column, "")
             if parse_number(text, cells.decimal_comma) is None:
                 content = f"is {text!r:.60}" if text else "is empty"
                 fault = f"{cells.row_kind} {line}: {column} {content}, expected a number as in the other rows"
                 faults.append((line, fault))
+    return faults
+
+
+def _unused_faults(
+    targets: Sequence[str], texts: Sequence[str], empty: Sequence[str], columns: Collection[str], learned: bool
+) -> list[tuple[int, str]]:
+    """Columns that must be renamed for anything to be learned; what else may surprise is logged."""
+    faults: list[tuple[int, str]] = []
     lacking = [name for name in COLUMNS if name not in columns]
-    learned = targets or {"label", "mask", "depth"} & columns.keys()
-    for column in unused:
+    for column in (*texts, *empty):
         hint = nearest(column, lacking)
-        if hint and not learned:
+        if hint and not (targets or learned):
             faults.append((0, f"header: column {column!r} is unknown{hint}; rename it"))
         else:
             logger.warning("column %s of the labels is not used: it does not have numbers%s", column, hint)
     for column in targets:
         if hint := nearest(column, lacking):
             logger.warning("column %s of the labels is taken for numbers to predict%s", column, hint)
-    return targets
+    if len(texts) > 1 and not (targets or learned or faults):
+        names = ", ".join(texts)
+        faults.append((0, f"header: has no column label; rename the one of {names} that has the classes to label"))
+    return faults
 
 
 class _RowParser:
