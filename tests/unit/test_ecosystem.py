@@ -252,6 +252,20 @@ def test_heads_for_vits_find_what_timm_has(model):
         model.forward_intermediates(images, indices=[4])
 
 
+def test_features_have_the_data_type_of_the_weights_for_pixels_of_any_other(model):
+    images = torch.randn(2, 3, 32, 24)
+    expected = model(images)
+    model.bfloat16()
+    for pixels in (images, images.unsqueeze(2).double()):
+        levels, final = model(pixels), model.forward_features(pixels)
+        assert {level.dtype for level in levels} == {final.dtype} == {torch.bfloat16}
+        assert torch.equal(levels[-1], final)
+        for ours, exact in zip(levels, expected, strict=True):
+            assert torch.nn.functional.cosine_similarity(ours.float(), exact, dim=-1).min() > 0.99
+    packed = model([images[:1].unsqueeze(2)] * 2, [torch.tensor([[0, 5]])] * 2)
+    assert packed[-1].shape == (1, 4, 48) and packed[-1].dtype == torch.bfloat16
+
+
 def test_intermediates_come_from_shallow_to_deep_and_as_a_dictionary_as_those_of_timm(model):
     images = torch.randn(2, 3, 32, 24)
     final, maps = model.forward_intermediates(images, indices=[1, 3])

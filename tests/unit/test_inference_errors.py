@@ -46,13 +46,16 @@ def test_options_without_effect_are_errors(saved):
 def test_integers_are_not_taken_for_normalized_pixels(model):
     pixels = torch.zeros(1, 3, 4, 32, 32)
     for dtype in (torch.uint8, torch.int64, torch.bool):
-        for call in (model.forward_features, model.forward_intermediates):
+        for call in (model, model.forward_features, model.forward_intermediates):
             with pytest.raises(
                 DataError, match=r"pixels are \w+, expected normalized floats; model.encode takes colors"
             ):
                 call(pixels.to(dtype))
     with pytest.raises(DataError, match="pixels are int64, expected colors of uint8 or normalized floats"):
         model.dense_features(pixels.long())
+    for call in (model, model.forward_features, model.forward_intermediates):
+        with pytest.raises(DataError, match=r"floats from 0 to 255, expected normalized floats, \(x / 255"):
+            call(torch.linspace(0, 255, pixels.numel()).view_as(pixels))
 
 
 def test_what_is_no_config_and_what_is_no_size(model):

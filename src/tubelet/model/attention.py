@@ -25,7 +25,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, heads, K, d).
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and not _has_amx():
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and not _has_amx():
         return _ProductBackward.apply(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 

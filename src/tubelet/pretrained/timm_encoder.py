@@ -12,9 +12,15 @@ from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD
 from tubelet.errors import ConfigError, DataError
 from tubelet.model.encoder import Encoder
 
+_LARGEST_NORMALIZED = 16  # far above the largest normalized color
+
 
 class TimmEncoder(Encoder):
-    """An encoder with `forward_features`, `forward_intermediates` and the attributes around them."""
+    """An encoder with `forward_features`, `forward_intermediates` and the attributes around them.
+
+    Features have the data type of the weights, as those of any `nn.Module`; only `encode` and `stream` always return
+    float32.
+    """
 
     num_prefix_tokens = 0
     num_classes = 0
@@ -60,13 +66,39 @@ class TimmEncoder(Encoder):
         sizes = {"num_chs": self.embed_dim, "reduction": self.patch_size}
         return [{"module": f"blocks.{i}"} | sizes for i in range(self.config.depth)]
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Final features (B, N, D) of normalized pixels (B, C, H, W) or (B, C, T, H, W), differentiable.
+    def forward(self, pixels: Tensor | Sequence[Tensor], ids: Tensor | Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Features of all output levels, differentiable.
+
+        Args:
+            pixels: normalized pixels (B, C, H, W) or (B, C, T, H, W), floats of any precision; they are cast to the
+                data type of the weights. Or a sequence of such batches.
+            ids: (B, K) indices of the tokens to encode, or None for all N; or a sequence, one for each batch.
+
+        Returns:
+            L tensors (B, K, D), or (1, ΣB·K, D) packed for several batches, shallow to deep, each after its own
+            LayerNorm, in the data type of the weights: bfloat16 by default where the device supports it natively,
+            float32 after `tubelet.load(..., dtype=torch.float32)`.
 
         Raises:
-            DataError: if pixels are integers.
+            DataError: if pixels are integers, or (on CPUs) floats from 0 to 255.
         """
-        return self.norms[-1](self.get_intermediate_layers(_as_clip(x).to(self.dtype), [self.config.depth - 1])[0])
+        if isinstance(pixels, Tensor):
+            return super().forward(self._as_clip(pixels), ids)
+        return super().forward([self._as_clip(batch) for batch in pixels], ids)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Final features, differentiable.
+
+        Args:
+            x: normalized pixels (B, C, H, W) or (B, C, T, H, W), as for `forward`.
+
+        Returns:
+            (B, N, D) in the data type of the weights, as of `forward`.
+
+        Raises:
+            DataError: if pixels are integers, or (on CPUs) floats from 0 to 255.
+        """
+        return self.norms[-1](self.get_intermediate_layers(self._as_clip(x), [self.config.depth - 1])[0])
 
     def forward_intermediates(
         self,
@@ -82,7 +114,7 @@ class TimmEncoder(Encoder):
         """Outputs of selected blocks, in the formats of timm's vision transformers.
 
         Args:
-            x: normalized pixels (B, C, H, W) or (B, C, T, H, W).
+            x: normalized pixels (B, C, H, W) or (B, C, T, H, W), as for `forward`.
             indices: block numbers, negative from the end; a number n selects the last n blocks, None all. The result is
                 ordered from shallow to deep, without repetitions.
             return_prefix_tokens: accepted, but there are none.
@@ -93,11 +125,12 @@ class TimmEncoder(Encoder):
             output_dict: return a dictionary of `image_intermediates` and `image_features` instead.
 
         Returns:
-            the list of intermediates, or the pair (final features (B, N, D), intermediates), or that as a dictionary.
+            the list of intermediates, or the pair (final features (B, N, D), intermediates), or that as a dictionary,
+            all in the data type of the weights.
 
         Raises:
             ConfigError: if a block does not exist, or the format is unknown.
-            DataError: if pixels are integers.
+            DataError: if pixels are integers, or (on CPUs) floats from 0 to 255.
         """
         depth = self.config.depth
         requested = range(depth) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
@@ -106,7 +139,7 @@ class TimmEncoder(Encoder):
             raise ConfigError(
                 f"blocks {indices} as {output_fmt!r}: expected some of 0..{depth - 1}, as 'NCHW' or 'NLC'"
             )
-        clip = _as_clip(x).to(self.dtype)
+        clip = self._as_clip(x)
         numbers = sorted({*blocks} if intermediates_only else {*blocks, depth - 1})
         outputs = dict(zip(numbers, self.get_intermediate_layers(clip, numbers), strict=True))
         intermediates = [self._norm_of(i)(outputs[i]) if norm else outputs[i] for i in blocks]
@@ -123,14 +156,28 @@ class TimmEncoder(Encoder):
     def _norm_of(self, block: int) -> nn.Module:
         return self.norms[self.config.levels.index(block) if block in self.config.levels else -1]
 
+    def _as_clip(self, x: Tensor) -> Tensor:
+        """Normalized pixels (B, C, H, W) or (B, C, T, H, W) as clips in the data type of the weights.
 
-def _as_clip(x: Tensor) -> Tensor:
-    """Normalized pixels (B, C, H, W) or (B, C, T, H, W) as clips.
+        Raises:
+            DataError: they are integers, or floats from 0 to 255, which are not normalized.
+        """
+        if not x.is_floating_point():
+            kind = str(x.dtype).removeprefix("torch.")
+            raise DataError(f"pixels are {kind}, expected normalized floats; model.encode takes colors of uint8")
+        # On other devices a look at the values would wait for them at every training step, and compilers cannot.
+        if x.device.type == "cpu" and self.config.pixels is None and not torch.compiler.is_compiling():
+            _check_normalized(x.detach())
+        return (x.unsqueeze(2) if x.dim() == 4 else x).to(self.dtype)
 
-    Raises:
-        DataError: they are integers, which are not normalized.
-    """
-    if not x.is_floating_point():
-        kind = str(x.dtype).removeprefix("torch.")
-        raise DataError(f"pixels are {kind}, expected normalized floats; model.encode takes colors of uint8")
-    return x.unsqueeze(2) if x.dim() == 4 else x
+
+def _check_normalized(x: Tensor) -> None:
+    """Raise a `DataError` for colors from 0 to 255; normalized ones end at 2.7, those of other conventions nearby."""
+    if type(x) is not Tensor or not x.numel():  # fake tensors, for example, have no values
+        return
+    low, high = (value.item() for value in x.aminmax())
+    if low >= 0 and _LARGEST_NORMALIZED < high <= 255:
+        raise DataError(
+            f"pixels are floats from {low:.4g} to {high:.4g}, expected normalized floats, (x / 255 - mean) / std with "
+            "the values of model.pretrained_cfg; model.encode takes colors of uint8"
+        )
