@@ -17,7 +17,8 @@ if TYPE_CHECKING:
         TrainingError,
         TubeletError,
     )
-    from tubelet.fitting.api import fit
+    from tubelet.fitting.api import evaluate_head, fit
+    from tubelet.fitting.result import HeadEvaluation
     from tubelet.prediction.api import predict
     from tubelet.prediction.fitted_head import FittedHead, load_head
     from tubelet.prediction.predictions import Predictions
@@ -34,6 +35,7 @@ __all__ = [
     "DenseFeatures",
     "FileError",
     "FittedHead",
+    "HeadEvaluation",
     "MissingFileError",
     "MissingPackageError",
     "Predictions",
@@ -41,6 +43,7 @@ __all__ = [
     "TubeletError",
     "Video",
     "__version__",
+    "evaluate_head",
     "fit",
     "load",
     "load_head",
@@ -51,8 +54,10 @@ _MODULES = {
     "Backbone": "tubelet.pretrained.backbone",
     "DenseFeatures": "tubelet.pretrained.dense_features",
     "FittedHead": "tubelet.prediction.fitted_head",
+    "HeadEvaluation": "tubelet.fitting.result",
     "Predictions": "tubelet.prediction.predictions",
     "Video": "tubelet.data.decode",
+    "evaluate_head": "tubelet.fitting.api",
     "fit": "tubelet.fitting.api",
     "load_head": "tubelet.prediction.fitted_head",
     "predict": "tubelet.prediction.api",

@@ -1,12 +1,15 @@
 """Heads fitted to labels: measured on files that they did not see, in one file, applied to the encoder they know."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
 import torch
 
 import tubelet
+from tests.helpers.commands import run_tubelet
+from tests.helpers.heads import tiny_encoder, tiny_head
 from tests.helpers.video_files import encode
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.errors import CheckpointError, ConfigError, DataError
@@ -84,6 +87,49 @@ def test_a_head_of_classes_beats_its_baselines_and_survives_its_file(clips, mode
     assert again.spec.classes[int(again(features).argmax())] == "red"
 
 
+def check_evaluation(head, table, model, tmp_path, constant="majority class"):
+    """On the table of a fit with a split, the files that are left are the held-out ones: all numbers are the same."""
+    found = tubelet.evaluate_head(head, table, model=model, cache=tmp_path / "cache", workers=0)
+    assert found.scores[0] == head.spec.scores[0]
+    assert [each.model for each in found.scores] == ["this head", constant]
+    assert found.counts["files"] == found.scores[0].metrics[0].files
+    assert len(found.left_out) == found.counts["training files left out"] == len(head.training_files)
+
+
+def test_a_head_is_measured_on_other_labels_and_not_on_its_training_files(clips, model, tmp_path):
+    head = tubelet.fit(clips, model, cache=tmp_path / "cache", **QUICK)
+    check_evaluation(head, clips, model, tmp_path)
+    head.save(tmp_path / "head.safetensors")
+    model.save_pretrained(tmp_path / "encoder")
+    held_out = [{"path": f"{i}.mp4", "label": "red", "split": "val"} for i in (12, 13)]
+    new = write_table(tmp_path / "new.csv", [*held_out, {"path": "0.mp4", "label": "red", "split": "val"}])
+
+    def evaluate(*options, labels=new):
+        common = ("--out", tmp_path / "result", "--cache", tmp_path / "cache", "--workers", 0)
+        words = (tmp_path / "head.safetensors", "--labels", labels, "--encoder", tmp_path / "encoder", *common)
+        return run_tubelet("evaluate", *words, *options)
+
+    done = evaluate()
+    assert done.returncode == 0, done.stderr
+    assert "majority class" in done.stdout and "this head, in the fit" in done.stdout
+    assert "rows: 2, files: 2, training files left out: 1" in done.stdout
+    result = json.loads((tmp_path / "result" / "result.json").read_text())
+    assert result["metrics"]["top-1"] == 50 and result["details"]["left_out"] == [str(tmp_path / "0.mp4")]
+    assert result["details"]["intervals"]["this head"]["top-1"] == [0, 100]
+    assert "files: 3, training files among them: 1" in evaluate("--include-training-files").stdout
+    for labels, options, message in (
+        ([{"path": "12.mp4", "label": "rde"}], (), "has the class 'rde', which the head does not know"),
+        ([{"path": "0.mp4", "label": "red"}], (), "the head was trained on all of its files"),
+        ([{"path": "12.mp4", "speed": 1.0}], (), "label"),
+        ([{"path": "12.mp4", "label": "red"}], ("--epochs", 2), "epochs is 2, but is not supported by --labels"),
+        ([{"path": "12.mp4", "label": "red"}], ("--data", tmp_path), "next to --labels"),
+    ):
+        failed = evaluate(*options, labels=write_table(tmp_path / "other.csv", labels))
+        assert failed.returncode and message in failed.stderr.replace("\n", " "), failed.stderr
+    with pytest.raises(ConfigError, match="is for depth; heads for classification, multilabel, regression, timeline"):
+        tubelet.evaluate_head(tiny_head(tiny_encoder(), "depth", ("depth",), "depth_bins", {"bins": [1.0]}), new)
+
+
 @pytest.mark.slow
 def test_the_same_fit_gives_the_same_weights(clips, model, tmp_path):
     first, second = (tubelet.fit(clips, model, cache=tmp_path / f"cache{i}", **QUICK) for i in range(2))
@@ -135,6 +181,7 @@ def test_values_are_learned_in_their_own_unit(tmp_path, model):
     head = tubelet.fit(write_table(tmp_path / "values.csv", rows), model, cache=tmp_path / "cache", **QUICK)
     assert head.spec.task == "regression" and head.spec.classes == ("lux", "ratio")
     assert next(iter(scores(head).values())).value > 0.8
+    check_evaluation(head, tmp_path / "values.csv", model, tmp_path, "mean value")
     answer = head(model.encode(tmp_path / "4.mp4", resize=16, frames=4, fps=8.0))[0]
     assert abs(float(answer[0]) - (1000 + 50 * 62)) < 1500 and abs(float(answer[1]) - 62 / 255) < 0.15
 
@@ -149,6 +196,7 @@ def test_several_classes_at_once(tmp_path, model):
     head = tubelet.fit(write_table(tmp_path / "several.csv", rows), model, cache=tmp_path / "cache", **QUICK)
     assert head.spec.task == "multilabel" and len(head.spec.thresholds) == 2
     assert next(iter(scores(head).values())).value > 90
+    check_evaluation(head, tmp_path / "several.csv", model, tmp_path)
     both = head(model.encode(tmp_path / "3.mp4", resize=16, frames=4, fps=8.0))[0]
     assert bool((both > torch.tensor(head.spec.thresholds)).all())
 
@@ -194,6 +242,7 @@ def test_a_timeline_finds_spans_and_their_edges(tmp_path, model, gap, causal):
     assert own[name].value > 90 > pixels[name].value
     edge = next(metric for metric in own.values() if metric.unit == "s")
     assert edge.value <= 0.125, "half a time step of 0.25 s"
+    check_evaluation(head, tmp_path / "timeline.csv", model, tmp_path)
     assert head.spec.input.causal == head.spec.options.get("causal", False) == causal
     if causal:
         assert tubelet.predict(head, tmp_path / "7.mp4", model=model, causal=True, workers=0).records

@@ -71,17 +71,23 @@ class Fit(ConfigurableCommand):
             if self.settings.suggest:
                 targets = table.targets if task.name == "regression" else ()
                 write_suggestions(result.suggestions, suggestions, targets)
-        _print_scores(result.spec.scores, console)
+        print_scores(result.spec.scores, console, "held-out files")
         print_wrapped(console, trust_sentence(result.spec.scores))
         print_wrapped(console, f"{self.out}, {report}" + f", {suggestions}" * bool(self.settings.suggest))
 
 
-def _print_scores(scores: "Sequence[ModelMetrics]", console: Console) -> None:
-    """Print the first metric of the head and of the baselines, with 95 % intervals, and the others of the head."""
+def print_scores(scores: "Sequence[ModelMetrics]", console: Console, files: str) -> None:
+    """Print the first metric of the head and of the baselines, with 95 % intervals, and the others of the head.
+
+    Args:
+        scores: metrics of the head, then of what it is compared with.
+        console: where to print.
+        files: the files that they are of.
+    """
     head_scores, *_ = scores
     arrows = {True: " ↑", False: " ↓"}
     first = head_scores.metrics[0]
-    table = Table("held-out files", first.name + arrows[first.higher_is_better], box=None)
+    table = Table(files, first.name + arrows[first.higher_is_better], box=None)
     for each in scores:
         metric = next((one for one in each.metrics if one.name == first.name), None)
         table.add_row(Text(each.model), Text("–" if metric is None else str(metric)))

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.fitting.clip_finetune import finetune_clips
-from tubelet.fitting.clip_fit import ClipFit, ClipObjective, fit_clips, held_out_logits
+from tubelet.fitting.clip_fit import ClipFit, ClipObjective, fit_clips, held_out_logits, load_clip_data, predict_rows
 from tubelet.fitting.features import ClipFeatures, span_of
 from tubelet.fitting.finetune import finetune_recipe
 from tubelet.fitting.label_task import ROUNDS, FitContext
-from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
+from tubelet.fitting.result import FitResult, HeadEvaluation, HeldOutError, LearningCurvePoint, ReliabilityBin
 from tubelet.fitting.training import Candidate, candidates
 from tubelet.heads.head_file import Head, HeadSpec, ModelMetrics
 from tubelet.heads.novelty import fit_novelty
@@ -115,15 +115,9 @@ def _baseline_logits(
     context: FitContext, objective: ClipObjective, fit: ClipFit, report: ClipReport
 ) -> list[tuple[str, Tensor]]:
     """Name and held-out logits (h, K) of each baseline, trained on the same rows as the head."""
-    features, K = fit.features, fit.targets.shape[1]
-    constant = "majority class" if objective.link != "identity" else "mean value"
-    class_fractions = fit.targets[np.concatenate([train for train, _ in fit.splits])].mean(0)
-    logits = {
-        "log": class_fractions.clamp(min=1e-6).log(),
-        "logit": class_fractions.logit(1e-6),
-        "identity": class_fractions,
-    }[objective.link]
-    baselines = [(constant, logits.expand(len(fit.held_out), K))]
+    features = fit.features
+    name, logits = _constant(objective, fit.targets[np.concatenate([train for train, _ in fit.splits])])
+    baselines = [(name, logits.expand(len(fit.held_out), -1))]
     linear = candidates(context.task, ("linear",), context.config, len(fit.targets))[0]
     neighbors = Candidate(network="knn", options={}, hparams=None)
     for name, candidate, values in (
@@ -139,6 +133,38 @@ def _baseline_logits(
     random = context.in_round(f"{ROUNDS[2]} {RANDOM_WEIGHTS}").with_model(random_model)
     baselines.append((RANDOM_WEIGHTS, held_out_logits(random, objective, fit.candidate)[0]))
     return baselines
+
+
+def _constant(objective: ClipObjective, targets: Tensor) -> tuple[str, Tensor]:
+    """Name of the baseline that ignores its input, and its logits (K,): the mean of the targets (n, K)."""
+    mean = targets.mean(0)
+    logits = {"log": mean.clamp(min=1e-6).log(), "logit": mean.logit(1e-6), "identity": mean}[objective.link]
+    return "majority class" if objective.link != "identity" else "mean value", logits
+
+
+def evaluate_clips(context: FitContext, head: Head, objective: ClipObjective) -> HeadEvaluation:
+    """Measure a head on all rows of a table, whose classes or targets are those of the head.
+
+    Raises:
+        TubeletError: if rows cannot be read.
+    """
+    data, _ = load_clip_data(context, objective)
+    rows = np.arange(len(data.targets))
+    logits = predict_rows(head.network, data.features, rows) * head.target_scale.cpu() + head.target_mean.cpu()
+
+    def measure(model: str, logits: Tensor, thresholds: Sequence[float] = ()) -> ModelMetrics:
+        answers = objective.answers(logits)
+        return ModelMetrics(model=model, metrics=objective.measure(answers, data.targets, data.units, thresholds))
+
+    name, constant = _constant(objective, data.targets)
+    return HeadEvaluation(
+        scores=(
+            measure(OWN, logits / head.spec.temperature, head.spec.thresholds),
+            measure(name, constant.expand(len(rows), -1)),
+        ),
+        counts={"rows": len(rows), "files": len({row.path for row in data.features.rows})},
+        skipped=data.features.bad_files,
+    )
 
 
 def _with_tokens(features: ClipFeatures, tokens: Tensor) -> ClipFeatures:

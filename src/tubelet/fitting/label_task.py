@@ -14,7 +14,7 @@ from tubelet.config import FitConfig
 from tubelet.config.fields import nearest
 from tubelet.errors import ConfigError
 from tubelet.fitting.features import Extract
-from tubelet.fitting.result import FitResult
+from tubelet.fitting.result import FitResult, HeadEvaluation
 from tubelet.heads.head_file import EncoderId, Head, HeadInput
 from tubelet.labels.records import LabelTable
 from tubelet.pretrained.backbone import Backbone
@@ -106,6 +106,7 @@ class LabelTask:
     Attributes:
         name: name on the command line.
         fit: trains a head and measures it.
+        evaluate: measures a head on all rows of a table, by the metrics of `fit`; None if there is no way to.
         networks: networks that are trained side by side by default.
         cells: side of the grid that the tokens of a time step are averaged to; 0 keeps all.
         stride_clips: distance of clips when a video is covered, in lengths of a clip.
@@ -118,6 +119,7 @@ class LabelTask:
     cells: int = 0
     stride_clips: float = 1.0
     unused: tuple[str, ...] = ()
+    evaluate: Callable[[FitContext, Head], HeadEvaluation] | None = None
 
 
 def label_task_names() -> list[str]:

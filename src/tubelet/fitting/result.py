@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.errors import BadFile
-from tubelet.heads.head_file import HeadSpec, MetricInterval
+from tubelet.heads.head_file import HeadSpec, MetricInterval, ModelMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +113,22 @@ class FitResult:
     skipped: Sequence[BadFile] = ()
     figures: Mapping[str, Mapping[str, NDArray[np.uint8]]] = field(default_factory=dict)
     legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadEvaluation:
+    """The metrics of a head on a label table.
+
+    Attributes:
+        scores: metrics of the head, then those of the constant answer that suits the measured rows best.
+        counts: numbers of files, rows, ...
+        left_out: files of the table that the head was trained on, which were not measured.
+        skipped: files that could not be read.
+        includes_training_files: whether files that the head was trained on were measured.
+    """
+
+    scores: tuple[ModelMetrics, ...]
+    counts: Mapping[str, int]
+    includes_training_files: bool = False
+    left_out: Sequence[Path] = ()
+    skipped: Sequence[BadFile] = ()

@@ -40,6 +40,7 @@ def check_labels(
     *,
     min_examples: int = 2,
     exclusive: bool | None = None,
+    to_train: bool = True,
     max_failed_fraction: float = 0.0,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -51,6 +52,8 @@ def check_labels(
         task: the task; None infers it, as `infer_task` does with the table that is returned.
         min_examples: fewest rows of each class.
         exclusive: whether two classes may not be present at the same time; None for classification only.
+        to_train: whether a head is to be trained on the table: both sides of a split and enough examples of several
+            classes are needed for that only.
         max_failed_fraction: fraction of the media files that may be unreadable: their rows are left out, and they are
             logged. A missing file is always a fault.
         workers: number of processes that open media files; 1 for this one.
@@ -84,12 +87,13 @@ def check_labels(
         faults += _column_faults(table, task)
     faults += _row_faults(timed_table, task, exclusive if exclusive is not None else task == "classification")
     faults += _time_faults(timed_table, task)
-    faults += _split_faults(table)
-    faults += _class_faults(table, task, min_examples)
+    faults += _split_faults(table) if to_train else ()
+    faults += _class_faults(table, task, min_examples) if to_train else ()
     faults += _mask_faults(read, task, checked.legend, facts)
     if faults:
         raise LabelError(table.path, _sentences(faults))
-    _warn(checked)
+    if to_train:
+        _warn(checked)
     return checked
 
 

@@ -96,5 +96,5 @@ def load_encoder(head: Head, model: str | Path | None = None, **options: Any) ->
     except MissingFileError as error:
         raise MissingFileError(
             f"the encoder {head.spec.encoder.model_id} of the head was at {source} when the head was trained, and is "
-            f"not there now ({error}); pass its place as model (--model)"
+            f"not there now ({error}); pass its place as model (--model, and --encoder of evaluate)"
         ) from error

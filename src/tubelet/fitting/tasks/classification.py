@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.fitting.clip_fit import ClipObjective
-from tubelet.fitting.clip_task import ClipCalibration, ClipReport, fit_clip_task
+from tubelet.fitting.clip_task import ClipCalibration, ClipReport, evaluate_clips, fit_clip_task
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.result import FitResult, ReliabilityBin
+from tubelet.fitting.result import FitResult, HeadEvaluation, ReliabilityBin
 from tubelet.heads.calibration import fit_temperature, reliability_bins
 from tubelet.heads.head_file import Head
 from tubelet.labels.records import LabelRow, LabelTable
@@ -20,10 +20,9 @@ from tubelet.tasks.metrics.ranking import classification_metrics
 NETWORKS = ("linear", "knn", "attentive")
 
 
-def fit(context: FitContext) -> tuple[Head, FitResult]:
-    """Fit a head that gives each clip one class."""
-    names = context.table.classes
-    objective = ClipObjective(
+def make_objective(table: LabelTable) -> ClipObjective:
+    """The objective for the rows, classes and targets of a table."""
+    return ClipObjective(
         link="log",
         targets=class_targets,
         standardized=False,
@@ -32,6 +31,11 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         answers=lambda logits: logits.softmax(-1),
         measure=lambda answers, targets, units, _: classification_metrics(answers, targets.argmax(-1), units),
     )
+
+
+def fit(context: FitContext) -> tuple[Head, FitResult]:
+    """Fit a head that gives each clip one class."""
+    names = context.table.classes
     report = ClipReport(
         names=names,
         calibrate=lambda logits, targets: ClipCalibration(temperature=fit_temperature(logits, targets, exclusive=True)),
@@ -41,7 +45,12 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         severity=lambda answers, targets: answers.max(-1).values * (answers.argmax(-1) != targets.argmax(-1)),
         exclusive=True,
     )
-    return fit_clip_task(context, objective, report, NETWORKS)
+    return fit_clip_task(context, make_objective(context.table), report, NETWORKS)
+
+
+def evaluate(context: FitContext, head: Head) -> HeadEvaluation:
+    """Measure a head on all rows of a table."""
+    return evaluate_clips(context, head, make_objective(context.table))
 
 
 def class_targets(rows: Sequence[LabelRow], table: LabelTable) -> Tensor:
@@ -71,4 +80,4 @@ def reliability(answers: Tensor, targets: Tensor) -> list[ReliabilityBin]:
     return [ReliabilityBin(score=score, accuracy=accuracy, count=count) for score, accuracy, count in bins]
 
 
-LABEL_TASK = LabelTask(name="classification", fit=fit, networks=NETWORKS, cells=8)
+LABEL_TASK = LabelTask(name="classification", fit=fit, networks=NETWORKS, cells=8, evaluate=evaluate)

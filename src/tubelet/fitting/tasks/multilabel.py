@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tubelet.fitting.clip_fit import ClipObjective
-from tubelet.fitting.clip_task import ClipCalibration, ClipReport, fit_clip_task
+from tubelet.fitting.clip_task import ClipCalibration, ClipReport, evaluate_clips, fit_clip_task
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.result import FitResult, ReliabilityBin
+from tubelet.fitting.result import FitResult, HeadEvaluation, ReliabilityBin
 from tubelet.heads.calibration import fit_temperature, fit_thresholds, reliability_bins
 from tubelet.heads.head_file import Head
 from tubelet.labels.records import LabelRow, LabelTable
@@ -19,10 +19,9 @@ NETWORKS = ("linear", "knn", "attentive")
 _EVEN = 0.5
 
 
-def fit(context: FitContext) -> tuple[Head, FitResult]:
-    """Fit a head that says of each class whether a clip has it."""
-    names = context.table.classes
-    objective = ClipObjective(
+def make_objective(table: LabelTable) -> ClipObjective:
+    """The objective for the rows, classes and targets of a table."""
+    return ClipObjective(
         link="logit",
         targets=presence_targets,
         standardized=False,
@@ -33,6 +32,11 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
             answers, targets > _EVEN, units, thresholds or _EVEN
         ),
     )
+
+
+def fit(context: FitContext) -> tuple[Head, FitResult]:
+    """Fit a head that says of each class whether a clip has it."""
+    names = context.table.classes
     report = ClipReport(
         names=names,
         calibrate=_calibrate,
@@ -42,7 +46,12 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         severity=lambda answers, targets: (answers - targets).abs().max(-1).values.sub(_EVEN).clamp(min=0).mul(2),
         exclusive=False,
     )
-    return fit_clip_task(context, objective, report, NETWORKS)
+    return fit_clip_task(context, make_objective(context.table), report, NETWORKS)
+
+
+def evaluate(context: FitContext, head: Head) -> HeadEvaluation:
+    """Measure a head on all rows of a table."""
+    return evaluate_clips(context, head, make_objective(context.table))
 
 
 def presence_targets(rows: Sequence[LabelRow], table: LabelTable) -> Tensor:
@@ -72,4 +81,4 @@ def _names(scores: Tensor, names: Sequence[str]) -> str:
     return ", ".join(name for name, score in zip(names, scores.tolist(), strict=True) if score > _EVEN) or "none"
 
 
-LABEL_TASK = LabelTask(name="multilabel", fit=fit, networks=NETWORKS, cells=8)
+LABEL_TASK = LabelTask(name="multilabel", fit=fit, networks=NETWORKS, cells=8, evaluate=evaluate)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from tubelet.fitting.clip_fit import ClipObjective
-from tubelet.fitting.clip_task import ClipCalibration, ClipReport, fit_clip_task
+from tubelet.fitting.clip_task import ClipCalibration, ClipReport, evaluate_clips, fit_clip_task
 from tubelet.fitting.label_task import FitContext, LabelTask
-from tubelet.fitting.result import FitResult
+from tubelet.fitting.result import FitResult, HeadEvaluation
 from tubelet.heads.head_file import Head
 from tubelet.labels.records import LabelRow, LabelTable
 from tubelet.tasks.metrics.values import value_metrics
@@ -16,12 +16,11 @@ from tubelet.tasks.metrics.values import value_metrics
 NETWORKS = ("linear", "knn", "attentive")
 
 
-def fit(context: FitContext) -> tuple[Head, FitResult]:
-    """Fit a head that gives each clip the value of every target."""
-    names = context.table.targets
-    spread = torch.tensor([row.values for row in context.table.rows]).std(0, correction=0).clamp(min=1e-12)
-
-    objective = ClipObjective(
+def make_objective(table: LabelTable) -> ClipObjective:
+    """The objective for the rows, classes and targets of a table."""
+    names = table.targets
+    spread = torch.tensor([row.values for row in table.rows]).std(0, correction=0).clamp(min=1e-12)
+    return ClipObjective(
         link="identity",
         targets=value_targets,
         standardized=True,
@@ -30,6 +29,12 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         answers=lambda values: values,
         measure=lambda answers, targets, units, _: value_metrics(answers, targets, units, names),
     )
+
+
+def fit(context: FitContext) -> tuple[Head, FitResult]:
+    """Fit a head that gives each clip the value of every target."""
+    names = context.table.targets
+    spread = torch.tensor([row.values for row in context.table.rows]).std(0, correction=0).clamp(min=1e-12)
     report = ClipReport(
         names=names,
         calibrate=lambda logits, targets: ClipCalibration(),
@@ -39,7 +44,12 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         severity=lambda answers, targets: ((answers - targets) / spread).abs().max(-1).values,
         exclusive=False,
     )
-    return fit_clip_task(context, objective, report, NETWORKS)
+    return fit_clip_task(context, make_objective(context.table), report, NETWORKS)
+
+
+def evaluate(context: FitContext, head: Head) -> HeadEvaluation:
+    """Measure a head on all rows of a table."""
+    return evaluate_clips(context, head, make_objective(context.table))
 
 
 def value_targets(rows: Sequence[LabelRow], table: LabelTable) -> Tensor:
@@ -56,4 +66,4 @@ def _values(values: Tensor, names: Sequence[str]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values.tolist(), strict=True))
 
 
-LABEL_TASK = LabelTask(name="regression", fit=fit, networks=NETWORKS, cells=8)
+LABEL_TASK = LabelTask(name="regression", fit=fit, networks=NETWORKS, cells=8, evaluate=evaluate)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tubelet.errors import DataError
 from tubelet.fitting.clip_task import OWN
 from tubelet.fitting.label_task import ROUNDS, FitContext, LabelTask
-from tubelet.fitting.result import FitResult, HeldOutError, LearningCurvePoint, ReliabilityBin
+from tubelet.fitting.result import FitResult, HeadEvaluation, HeldOutError, LearningCurvePoint, ReliabilityBin
 from tubelet.fitting.timeline_fit import (
     LabeledVideo,
     TimelineData,
@@ -102,6 +102,25 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
         skipped=data.skipped,
     )
     return Head(spec, network.cpu(), novelty).requires_grad_(False).eval(), result
+
+
+def evaluate(context: FitContext, head: Head) -> HeadEvaluation:
+    """Measure a head on all videos of a table, whose classes are those of the head.
+
+    Raises:
+        TubeletError: if videos cannot be read.
+    """
+    data = load_timelines(context)
+    everything = range(len(data.videos))
+    majority = _majority(replace(data, splits=[(list(everything), list(everything))])).metrics
+    data = replace(data, classes=head.spec.classes, exclusive=head.spec.exclusive)
+    logits = [timeline_logits(head.network, video.steps) / head.spec.temperature for video in data.videos]
+    predicted = [(i, _decode(data, i, _scores(data, logits[i]), head.spec.spans)) for i in everything]
+    return HeadEvaluation(
+        scores=(_metrics(data, predicted, OWN), majority),
+        counts={"spans": sum(len(video.spans) for video in data.videos), "files": len(data.videos)},
+        skipped=data.skipped,
+    )
 
 
 def _choose(
@@ -392,5 +411,11 @@ def _protocol(context: FitContext, data: TimelineData, best: Candidate, candidat
 
 
 LABEL_TASK = LabelTask(
-    name="timeline", fit=fit, networks=("temporal", "correlation"), cells=8, stride_clips=0.5, unused=("finetune",)
+    name="timeline",
+    fit=fit,
+    networks=("temporal", "correlation"),
+    cells=8,
+    stride_clips=0.5,
+    unused=("finetune",),
+    evaluate=evaluate,
 )
