@@ -177,7 +177,13 @@ def test_values_are_columns_and_a_table_that_is_not_ascii_says_so(model, folder,
     assert list(rows.columns) == ["path", "start_s", "end_s", "speed", "größe"] and len(rows) == 15
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     np.testing.assert_allclose(summary["mean_value"], rows[["speed", "größe"]].mean(), rtol=1e-4)
-    assert read_labels(tmp_path / "out" / "predictions.csv").targets == ("speed", "größe")
+    semicolon = replace(QUICK, csv_dialect="semicolon")
+    predict_collection(model, {"head": head}, [str(folder / "0.mp4")], tmp_path / "out", semicolon)
+    assert "." not in (tmp_path / "out" / "summary.csv").read_text().replace("0.mp4", "").replace(str(folder), "")
+    labels = read_labels(tmp_path / "out" / "predictions.csv")
+    assert labels.targets == ("speed", "größe") and not labels.faults
+    np.testing.assert_allclose([row.values for row in labels.rows], rows[["speed", "größe"]], rtol=1e-5)
+    np.testing.assert_allclose([row.end_s for row in labels.rows], rows["end_s"], atol=6e-4)
 
 
 def test_an_image_head_takes_images_and_single_frames_of_videos(model, folder, tmp_path):

@@ -14,13 +14,18 @@ from PIL import Image
 from tests.helpers.commands import run_tubelet
 from tests.helpers.media import variable_times, write_image, write_variable_rate, write_video
 from tests.helpers.worker_jobs import map_without_torch
+from tubelet.config import FitConfig
 from tubelet.data.tables import parse_time
+from tubelet.fitting.run import read_label_table
 from tubelet.labels import media_facts
 from tubelet.labels.checks import check_labels
 from tubelet.labels.infer import infer_task
 from tubelet.labels.masks import read_mask
 from tubelet.labels.records import LabelError
 from tubelet.labels.table import COLUMNS, read_labels
+from tubelet.prediction.label_output import LABEL_COLUMNS
+from tubelet.prediction.predictions import Predictions
+from tubelet.prediction.records import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +141,23 @@ def test_numbers_beside_labels_may_have_gaps(media):
     assert check_labels(read_labels(write(media, full)), "regression").targets == ("score", "temperature")
 
 
+@pytest.mark.parametrize(("dialect", "separator"), [("comma", ","), ("semicolon", ";")])
+def test_predictions_that_were_completed_by_hand_are_a_label_table_of_fit(media, dialect, separator):
+    spans = [(0.125, 2.5, "läuft"), (2.5, 4.0, "x")]
+    rows = [
+        Prediction(path=str(media / "a.mp4"), start_s=start_s, end_s=end_s, label=label, score=0.5)
+        for start_s, end_s, label in spans
+    ]
+    path = media / "predictions.csv"
+    Predictions(columns=LABEL_COLUMNS, records=rows).to_csv(path, dialect)
+    assert path.read_bytes().startswith(b"\xef\xbb\xbfpath" + separator.encode())
+    with path.open("a") as file:
+        file.writelines(separator.join(["b.mp4", *row.split()]) + separator + "\n" for row in ("0 2 x", "2 4 läuft"))
+    table, task = read_label_table(path, FitConfig(workers=0))
+    assert task.name == "timeline" and table.targets == ("score",)
+    assert [(row.start_s, row.end_s, *row.labels) for row in table.rows] == [*spans, (0, 2, "x"), (2, 4, "läuft")]
+
+
 def test_predictions_for_images_have_no_span(media):
     text = "path,start_s,end_s,label,score\na.jpg,0.000,0.000,x,0.9\nb.jpg,0.000,0.000,y,0.8\n"
     table = check_labels(read_labels(write(media, text)), min_examples=1)
@@ -242,6 +264,14 @@ WRONG = {
         [
             "line 2: ends at 5 s, beyond the end of a.mp4 at 4.000 s",
             "line 3: starts at 4 s, at or after the end",
+        ],
+    ),
+    "decimal points as separators": (
+        "path;start_s;end_s;label\na.mp4;0;1263;x\na.mp4;1263;4000;y\nb.mp4;0;500;x\nb.mp4;500;6000;y\n",
+        None,
+        [
+            "^line 2: 5 of 6 times are far beyond .* such as 1263 s in a.mp4 of 4.000 s: a spreadsheet may have read",
+            "^line 5: ends at 6 s, beyond the end",
         ],
     ),
     "frames beyond": (

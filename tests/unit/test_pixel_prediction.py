@@ -129,7 +129,9 @@ def test_overlays_leave_out_the_background_with_and_without_its_name(model, tmp_
 
 
 def test_predictions_are_a_label_table(model, media, tmp_path):
-    predict(model, make_head(model, indices=(3, 0, 7)), media, tmp_path / "out")
+    predict(model, make_head(model, indices=(3, 0, 7)), media, tmp_path / "out", csv_dialect="semicolon")
+    assert (tmp_path / "out" / "legend.csv").read_text() == "index;name\n3;road\n0;sky, blue\n7;background\n"
+    assert (tmp_path / "out" / "summary.csv").read_text().startswith("path;maps;mask_file;road;sky, blue;background\n")
     table = check_labels(read_labels(tmp_path / "out" / "predictions.csv"), None, min_examples=1)
     assert infer_task(table)[0] == "segmentation" and table.legend == {0: CLASSES[1], 3: CLASSES[0], 7: CLASSES[2]}
     assert [row.start_s for row in table.rows] == [0.25, 0.75, 1.25, 1.75, None, None]

@@ -1,8 +1,11 @@
 """Settings of applying heads."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tubelet.config.fields import Count, Fraction, PathText, Processes, Samples, Settings
+
+CsvDialect = Literal["comma", "semicolon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,9 @@ class PredictConfig(Settings):
     it."""
     video: bool = False
     """Write each video with its timeline, labels and scores drawn in."""
+    csv_dialect: CsvDialect = "comma"
+    """CSV tables: comma has commas and decimal points; semicolon has semicolons and decimal commas, as spreadsheets
+    expect where the decimal separator is a comma."""
     batch_size: Samples = 8
     """Clips per batch."""
     workers: Processes = 1

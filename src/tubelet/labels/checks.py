@@ -22,6 +22,7 @@ MOMENT_S = 1.0
 """Seconds around a moment that a row with a start and no end is about."""
 END_TOLERANCE_S = 0.1
 """Seconds by which a span may end after its video, as it does where another stream of the file is longer."""
+_FAR = 10  # lengths of a video from its start on, where no time of a span can be
 _SHOWN = 3
 _NAMED = 10
 _SEARCHED = 2000  # folders that are searched for missing files
@@ -74,7 +75,7 @@ def check_labels(
     facts = read_media_facts(table, task, workers, progress)
     read, table = table, _without_unreadable(table, facts, max_failed_fraction)
     faults += _media_faults(table, facts)
-    timed_table = _timed(table, facts, faults)
+    timed_table = _timed(_in_seconds(table, facts, faults), facts, faults)
     inferred = task is None
     if task is None:
         try:
@@ -105,6 +106,35 @@ def _without_unreadable(table: LabelTable, facts: Mapping[Path, MediaFacts], lim
     for path, fault in unreadable.items():
         logger.warning("%s: %s; its rows are left out", path, fault)
     return replace(table, rows=tuple(row for row in table.rows if row.path not in unreadable))
+
+
+def _in_seconds(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fault]) -> LabelTable:
+    """The table with a thousandth of its times, and one fault for all, where they can only be that."""
+    times = [
+        (row, time_s, length)
+        for row in table.rows
+        for time_s in (row.start_s, row.end_s)
+        if time_s and (length := facts[row.path].duration_s)
+    ]
+    far = [each for each in times if _FAR * each[2] < each[1] <= 1000 * (each[2] + END_TOLERANCE_S)]
+    if 2 * len(far) <= len(times) or any(time_s % 1 for _, time_s, _ in times):
+        return table
+    row, time_s, length = far[0]
+    problem = (
+        f"{len(far)} of {len(times)} times are far beyond the ends of their videos, such as {time_s:.0f} s in "
+        f"{row.path.name} of {length:.3f} s: a spreadsheet may have read the decimal point as a thousands separator, "
+        "or they are milliseconds; write seconds"
+    )
+    faults.append(_fault(table, row, problem))
+    thousandths = [
+        replace(
+            row,
+            start_s=None if row.start_s is None else row.start_s / 1000,
+            end_s=None if row.end_s is None else row.end_s / 1000,
+        )
+        for row in table.rows
+    ]
+    return replace(table, rows=tuple(thousandths))
 
 
 def _timed(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fault]) -> LabelTable:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tubelet.prediction.media_predictions import MediaPredictions
 from tubelet.prediction.outputs.base import FileScores, HeadOutput
 from tubelet.prediction.records import NONE_OF_THESE, Prediction
-from tubelet.prediction.tables import Kind, TableWriter
+from tubelet.prediction.tables import Kind
 
 PREDICTIONS, SUMMARY = "predictions", "summary"
 LABEL_COLUMNS: tuple[tuple[str, Kind], ...] = (
@@ -69,8 +69,8 @@ class LabelOutput(HeadOutput):
         """Write `predictions.csv`, `predictions.parquet` and `summary.csv`."""
         ascii_only = self.ascii_paths and all(map(str.isascii, self.classes))
         with (
-            TableWriter(self.folder, PREDICTIONS, LABEL_COLUMNS, ascii_only) as table,
-            TableWriter(self.folder, SUMMARY, _SUMMARY_COLUMNS, ascii_only, parquet=False) as summary,
+            self.table_writer(PREDICTIONS, LABEL_COLUMNS, ascii_only) as table,
+            self.table_writer(SUMMARY, _SUMMARY_COLUMNS, ascii_only, parquet=False) as summary,
         ):
             for item in files:
                 bouts = {label: _Bouts() for label in self.classes}

@@ -26,7 +26,7 @@ from tubelet.prediction.label_output import PREDICTIONS, SUMMARY
 from tubelet.prediction.layout import WindowLayout
 from tubelet.prediction.media_predictions import MediaPredictions, Overlay
 from tubelet.prediction.outputs.base import FileScores, FileWindow, HeadOutput, ScoreRows, SourceFile
-from tubelet.prediction.tables import Kind, TableWriter
+from tubelet.prediction.tables import Kind
 from tubelet.tasks import segmentation
 
 PICTURES = "pictures"
@@ -141,8 +141,8 @@ class PixelOutput(HeadOutput):
         short: list[tuple[str, Kind]] = [("path", "text"), ("maps", "count"), map_column, *numbers]
         constants = tuple(self.constants.values())
         with (
-            TableWriter(self.folder, PREDICTIONS, [*fixed, ("overlay_file", "text"), *numbers], ascii_only) as table,
-            TableWriter(self.folder, SUMMARY, short, ascii_only, parquet=False) as summary,
+            self.table_writer(PREDICTIONS, [*fixed, ("overlay_file", "text"), *numbers], ascii_only) as table,
+            self.table_writer(SUMMARY, short, ascii_only, parquet=False) as summary,
         ):
             for item in files:
                 file, times = item.file, []

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from tubelet.config.predict import CsvDialect
 from tubelet.errors import BadFile, MissingPackageError
 from tubelet.prediction.records import Prediction, ValuePrediction
 from tubelet.prediction.tables import Kind, write_csv
@@ -61,10 +62,14 @@ class Predictions(Sequence[Prediction | ValuePrediction]):
             raise MissingPackageError("to_pandas needs pandas: pip install pandas") from error
         return pd.DataFrame(list(self.rows()), columns=[name for name, _ in self.columns])
 
-    def to_csv(self, path: str | Path) -> None:
+    def to_csv(self, path: str | Path, csv_dialect: CsvDialect = "comma") -> None:
         """Write the table as `tubelet predict` writes predictions.csv.
+
+        Args:
+            path: the file.
+            csv_dialect: see `tubelet.config.PredictConfig`.
 
         Raises:
             FileError: if it cannot be written.
         """
-        write_csv(Path(path), self.columns, self.rows())
+        write_csv(Path(path), self.columns, self.rows(), csv_dialect)

@@ -25,7 +25,7 @@ from tubelet.heads.window_grid import Window
 from tubelet.prediction.layout import WindowLayout
 from tubelet.prediction.media_predictions import MediaPredictions
 from tubelet.prediction.records import Prediction, ValuePrediction
-from tubelet.prediction.tables import Kind
+from tubelet.prediction.tables import Kind, TableWriter
 
 Floats = NDArray[np.float32]
 Seconds = NDArray[np.float64]
@@ -229,6 +229,12 @@ class HeadOutput(ABC):
     def columns(self) -> Sequence[tuple[str, Kind]]:
         """Names and kinds of the columns of `records`."""
         return ()
+
+    def table_writer(
+        self, name: str, columns: Sequence[tuple[str, Kind]], ascii_only: bool, parquet: bool = True
+    ) -> TableWriter:
+        """A table in the folder, with the CSV in the dialect of the settings; see `TableWriter`."""
+        return TableWriter(self.folder, name, columns, ascii_only, self.config.csv_dialect, parquet)
 
     def distances(self, tokens: Tensor) -> Floats:
         """(B,) distances of clips (B, T, S, D) from the training features, NaN without a model of them."""

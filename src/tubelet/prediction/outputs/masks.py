@@ -19,7 +19,7 @@ from tubelet.prediction.label_colors import label_colors, rgb
 from tubelet.prediction.layout import WindowLayout
 from tubelet.prediction.outputs.base import FileScores
 from tubelet.prediction.pixel_output import PixelOutput
-from tubelet.prediction.tables import Kind, TableWriter
+from tubelet.prediction.tables import Kind
 from tubelet.tasks import segmentation
 
 TASKS = ("segmentation",)
@@ -83,7 +83,7 @@ class MaskOutput(PixelOutput):
         """Write the tables and the legend."""
         columns: list[tuple[str, Kind]] = [("index", "count"), ("name", "text")]
         ascii_only = all(map(str.isascii, self.names))
-        with TableWriter(self.folder, LEGEND, columns, ascii_only, parquet=False) as table:
+        with self.table_writer(LEGEND, columns, ascii_only, parquet=False) as table:
             for index, name in zip(self.indices.tolist(), self.names, strict=True):
                 table.add((index, name))
         super().write(files)

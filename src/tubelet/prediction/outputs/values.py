@@ -11,7 +11,7 @@ from tubelet.prediction.label_output import PREDICTIONS, SUMMARY
 from tubelet.prediction.media_predictions import MediaPredictions, value_curves
 from tubelet.prediction.outputs.base import FileScores, HeadOutput
 from tubelet.prediction.records import ValuePrediction
-from tubelet.prediction.tables import Kind, TableWriter
+from tubelet.prediction.tables import Kind
 
 TASKS = ("regression",)
 _FILE_COLUMNS: tuple[tuple[str, Kind], ...] = (("path", "text"), ("start_s", "seconds"), ("end_s", "seconds"))
@@ -52,8 +52,8 @@ class ValueOutput(HeadOutput):
         targets = self.head.spec.classes
         ascii_only = self.ascii_paths and all(map(str.isascii, targets))
         with (
-            TableWriter(self.folder, PREDICTIONS, self.columns, ascii_only) as table,
-            TableWriter(self.folder, SUMMARY, _SUMMARY_COLUMNS, ascii_only, parquet=False) as summary,
+            self.table_writer(PREDICTIONS, self.columns, ascii_only) as table,
+            self.table_writer(SUMMARY, _SUMMARY_COLUMNS, ascii_only, parquet=False) as summary,
         ):
             for item in files:
                 weight, total = 0.0, np.zeros(len(targets))
