@@ -16,6 +16,7 @@ from tests.helpers.media import variable_times, write_image, write_variable_rate
 from tests.helpers.worker_jobs import map_without_torch
 from tubelet.config import FitConfig
 from tubelet.data.tables import parse_time
+from tubelet.errors import DataError
 from tubelet.fitting.run import read_label_table
 from tubelet.labels import media_facts
 from tubelet.labels.checks import check_labels
@@ -88,6 +89,12 @@ def test_separator_encoding_and_line_ends_are_found(tmp_path, content, form):
     assert found == ROWS and not table.faults
     assert table.format == form
     assert table.classes == ("läuft", "walk") and table.columns == ("path", "start_s", "end_s", "label")
+
+
+def test_the_default_csv_of_excel_is_an_error_with_its_line(tmp_path):
+    (tmp_path / "labels.csv").write_bytes(as_text(";", ",").replace("\n", "\r\n").encode("cp1252"))
+    with pytest.raises(DataError, match=r"labels.csv, line 3: is not UTF-8 text \(byte 0xe4\); .* Save As > CSV UTF-8"):
+        read_labels(tmp_path / "labels.csv")
 
 
 def test_csv_parquet_and_json_lines_give_the_same_rows(tmp_path):
@@ -541,12 +548,12 @@ def test_all_faults_are_in_one_list_by_line(media):
 
 def test_missing_files_are_one_fault_that_names_the_folder_with_files_of_these_names(tmp_path):
     (tmp_path / "cam").mkdir()
-    for i in range(5):
+    for i in range(1, 6):
         (tmp_path / "cam" / f"{i}.mp4").touch()
     table = "path,label\n" + "".join(f"{i}.mp4,x\n" for i in range(6))
     (fault,) = (fault for fault in faults_of(write(tmp_path, table)) if "exist" in fault)
-    assert fault.startswith(f"line 2: 6 of 6 files do not exist, such as {tmp_path}/0.mp4; 5 of these names are in")
-    assert fault.endswith(f"{tmp_path}: write cam/0.mp4 for 0.mp4, or move the table there")
+    assert fault.startswith(f"line 3: 6 of 6 files do not exist, such as {tmp_path}/1.mp4; 5 of these names are in")
+    assert fault.endswith(f"{tmp_path}: write cam/1.mp4 for 1.mp4, or move the table there")
     (fault,) = (fault for fault in faults_of(write(tmp_path, "path,label\n1.mp4,x\n")) if "exist" in fault)
     assert "1.mp4: does not exist; 1 of these names is in" in fault
 

@@ -145,5 +145,5 @@ def test_a_bad_row_is_named_with_file_and_line(name: str, text: str, words: str,
 
 def test_a_manifest_in_another_encoding_is_an_error(tree: Path) -> None:
     (tree / "list.csv").write_bytes("fêté.mp4\n".encode("latin-1"))
-    with pytest.raises(TubeletError, match=r"list\.csv: is not UTF-8"):
+    with pytest.raises(TubeletError, match=r"list\.csv, line 1: is not UTF-8"):
         list_media([str(tree / "list.csv")])

@@ -35,8 +35,14 @@ def decode_list(data: bytes, name: str | Path, whole: bool = True) -> str:
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(data, final=whole)
     except UnicodeDecodeError as error:
-        expected = "UTF-8" if encoding == "utf-8-sig" else f"the {encoding.upper()} of its byte order mark"
-        raise DataError(f"{name}: is not {expected} text (byte {error.start}); save the list as UTF-8") from error
+        if encoding != "utf-8-sig":
+            problem = f"is not the {encoding.upper()} text of its byte order mark (byte {error.start})"
+            raise DataError(f"{name}: {problem}; save the list as UTF-8") from error
+        line = len((error.object[: error.start] + b".").splitlines())
+        problem = f"is not UTF-8 text (byte {error.object[error.start]:#04x})"
+        raise DataError(
+            f"{name}, line {line}: {problem}; save the list as UTF-8, in Excel with File > Save As > CSV UTF-8"
+        ) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(

@@ -181,19 +181,19 @@ def _media_faults(table: LabelTable, facts: Mapping[Path, MediaFacts]) -> Iterat
     for row in table.rows:
         rows[row.path].append(row)
     missing = [path for path, each in facts.items() if each.missing and path in rows]
-    where = f"; {_where(table, missing)}" if missing else ""
-    if len(missing) > _SHOWN:
-        count = f"{len(missing)} of {len(facts)} files do not exist, such as {missing[0]}"
-        yield _fault(table, rows[missing[0]][0], count + where)
+    example, where = _where(table, missing) if missing else (None, "")
+    if example is not None and len(missing) > _SHOWN:
+        count = f"{len(missing)} of {len(facts)} files do not exist, such as {example}"
+        yield _fault(table, rows[example][0], f"{count}; {where}")
     for path, each in facts.items():
         if each.fault and path in rows and (not each.missing or len(missing) <= _SHOWN):
             first, *others = rows[path]
             also = f" (also {_listed(table.row_kind, [row.line for row in others])})" if others else ""
-            yield _fault(table, first, f"{path}: {each.fault}{also}{where if missing[:1] == [path] else ''}")
+            yield _fault(table, first, f"{path}: {each.fault}{also}" + f"; {where}" * (path == example))
 
 
-def _where(table: LabelTable, missing: Sequence[Path]) -> str:
-    """What the paths of missing files are relative to, and a folder below it with files of these names."""
+def _where(table: LabelTable, missing: Sequence[Path]) -> tuple[Path, str]:
+    """One of the missing files; what their paths are relative to, and a folder below it with files of these names."""
     home = table.path if table.path.is_dir() else table.path.parent
     names = {path.name for path in missing}
     found: Counter[Path] = Counter()
@@ -204,12 +204,18 @@ def _where(table: LabelTable, missing: Sequence[Path]) -> str:
     best, count = found.most_common(1)[0] if found else (home, 0)
     relative = f"paths in the table are relative to its folder, {home}"
     if not count:
-        return relative
-    example = min(names.intersection(path.name for path in best.iterdir()))
-    return (
+        return missing[0], relative
+    present = {path.name for path in best.iterdir()}
+    example = next(path for path in missing if path.name in present)
+    return example, (
         f"{count} of these names {'is' if count == 1 else 'are'} in {best}; {relative}: write "
-        f"{(best / example).relative_to(home).as_posix()} for {example}, or move the table there"
+        f"{(best / example.name).relative_to(home).as_posix()} for {_relative(example, home)}, or move the table there"
     )
+
+
+def _relative(path: Path, home: Path) -> str:
+    """A path as a table in the folder may list it."""
+    return (path.relative_to(home) if path.is_relative_to(home) else path).as_posix()
 
 
 def _listed(kind: str, lines: Sequence[int | str]) -> str:
