@@ -14,6 +14,7 @@ from tubelet import errors
 from tubelet.checkpoint import registry
 from tubelet.cli import COMMANDS
 from tubelet.config import OptimConfig
+from tubelet.data.bad_files import describe_failed_fraction
 from tubelet.errors import DecodeError, FileError, TubeletError
 from tubelet.io.files import atomic_write, directory_lock, file_errors
 from tubelet.pretrained.load import load
@@ -101,6 +102,15 @@ def test_a_locked_directory_is_refused(tmp_path):
     with directory_lock(run), pytest.raises(OSError, match="another process is writing to it"), directory_lock(run):
         pass
     assert not run.exists()  # it was created for the lock and stayed empty
+
+
+@pytest.mark.parametrize(
+    ("bad", "total", "limit", "found", "allowed"),
+    [(2, 38, 0.05, "5.3 %", "5.0 %"), (3, 10, 0.05, "30 %", "5 %"), (1, 5000, 0.0, "0.02 %", "0.00 %")],
+)
+def test_a_fraction_of_bad_files_is_told_apart_from_the_limit(bad, total, limit, found, allowed):
+    text = describe_failed_fraction(bad, total, limit)
+    assert f"files ({found}) cannot be read, more than the {allowed} that" in text
 
 
 def test_public_names_are_found_and_others_are_not():

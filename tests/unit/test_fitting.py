@@ -13,7 +13,7 @@ from tests.helpers.heads import tiny_encoder, tiny_head
 from tests.helpers.video_files import encode
 from tubelet.config import ModelConfig, PredictorConfig
 from tubelet.errors import CheckpointError, ConfigError, DataError
-from tubelet.heads.head_file import load_head
+from tubelet.heads.head_file import get_network, load_head, network_names
 from tubelet.heads.networks.temporal import average_cells
 from tubelet.heads.training_files import file_id
 from tubelet.labels.records import LabelError
@@ -150,8 +150,12 @@ def test_every_network_can_be_asked_for(clips, model, tmp_path):
         assert torch.equal(again(tokens), head(tokens))
     with pytest.raises(ConfigError, match=r"network is 'linar', expected one of .*nearest: 'linear'"):
         tubelet.fit(clips, model, networks=("linar",), cache=tmp_path / "cache", **CLIP)
-    with pytest.raises(ConfigError, match="networks has temporal, which is for timeline, not for classification"):
-        tubelet.fit(clips, model, networks=("temporal",), cache=tmp_path / "cache", **CLIP)
+    with pytest.raises(
+        ConfigError, match=r"temporal, which is for timeline, not for classification; .* attentive, knn, linear, mlp$"
+    ):
+        tubelet.fit(clips, tmp_path / "no model", networks=("temporal",), **CLIP)
+    shown = run_tubelet("fit", "--help").stdout
+    assert all(name in shown for name in network_names() if get_network(name).tasks[0] not in ("segmentation", "depth"))
 
 
 def test_a_head_refuses_another_encoder_and_names_both(clips, model, tmp_path):

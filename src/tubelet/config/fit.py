@@ -43,8 +43,8 @@ class FitConfig(Settings):
     task: LabelTaskName | None = None
     """What is learned; None infers it from the columns of the label table."""
     networks: tuple[str, ...] = ()
-    """Networks of the heads that are trained side by side, such as linear, attentive, mlp, knn; the task's by
-    default."""
+    """Networks of the heads that are tried: linear, mlp, attentive and knn for classification, multilabel and
+    regression (by default all but mlp); temporal and correlation for timelines (by default both)."""
     image_size: Side | None = None
     """Side of the center crop, in pixels; None is the size that the encoder was trained with."""
     frames: Frames | None = None

@@ -13,7 +13,8 @@ class PredictConfig(Settings):
     """Settings of applying heads to media."""
 
     threshold: Fraction | None = None
-    """Score from which a class counts as present; None is each head's own, fitted on held-out files."""
+    """Score from which a class counts as present, or a span begins; None is each head's own, fitted on a part of its
+    training files."""
     none_of_these: Fraction | None = None
     """Report "none of these" for clips that are farther from the training clips than this fraction of held-out clips,
     such as 0.99; None never does."""

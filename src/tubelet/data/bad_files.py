@@ -7,6 +7,7 @@ from tubelet.errors import BadFile, DataError
 
 FEW = 10
 """Bad files up to which a command reads all others before it fails, so that it names all of them at once."""
+_MOST_DIGITS = 6
 
 
 def check_failed_fraction(bad: Collection[BadFile], total: int, limit: float, *, finished: bool) -> None:
@@ -25,7 +26,26 @@ def check_failed_fraction(bad: Collection[BadFile], total: int, limit: float, *,
         names = dict.fromkeys(map(str, bad))  # several spans of a file are one name
         named = "; ".join(islice(names, FEW))
         more = f"; and {len(names) - FEW} more" if len(names) > FEW else ""
-        raise DataError(
-            f"{named}{more}; {len(bad)} of {total} file{'s' * (total != 1)} ({100 * len(bad) / total:.0f} %) cannot be "
-            f"read, more than the {100 * limit:.0f} % that --max-failed-fraction allows"
-        )
+        raise DataError(f"{named}{more}; {describe_failed_fraction(len(bad), total, limit)}")
+
+
+def describe_failed_fraction(bad: int, total: int, limit: float) -> str:
+    """How many files are unreadable and how many may be, in percent, with as many digits as tell the two apart.
+
+    Args:
+        bad: number of files that cannot be read.
+        total: number of all files.
+        limit: largest fraction of them that may be unreadable, which `bad` exceeds.
+    """
+    found, allowed = next(
+        (texts for digits in range(_MOST_DIGITS) if len(set(texts := _percentages(bad / total, limit, digits))) > 1),
+        _percentages(bad / total, limit, _MOST_DIGITS),
+    )
+    return (
+        f"{bad} of {total} file{'s' * (total != 1)} ({found} %) cannot be read, more than the {allowed} % that "
+        "--max-failed-fraction allows"
+    )
+
+
+def _percentages(found: float, limit: float, digits: int) -> tuple[str, str]:
+    return f"{100 * found:.{digits}f}", f"{100 * limit:.{digits}f}"

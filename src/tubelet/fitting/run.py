@@ -19,6 +19,7 @@ from tubelet.errors import ConfigError
 from tubelet.fitting.label_task import FitContext, LabelTask, Split, get_label_task
 from tubelet.fitting.result import FitResult
 from tubelet.fitting.suggest import find_unlabeled, suggest_clips
+from tubelet.fitting.training import check_networks
 from tubelet.heads.head_file import Head, HeadInput
 from tubelet.heads.training_files import file_ids
 from tubelet.heads.window_grid import clip_steps
@@ -50,7 +51,7 @@ def read_label_table(
 
     Raises:
         LabelError: names every fault of the table.
-        ConfigError: the task does not fit the table.
+        ConfigError: the task does not fit the table, or networks do not fit the task.
     """
     table = check_labels(
         read_labels(path),
@@ -64,6 +65,7 @@ def read_label_table(
     if name == "timeline" and table.format == EPISODES:
         raise ConfigError(f"{path}: an episode has its tasks from its start to its end; leave --task timeline out")
     logger.info("%s: %d rows, read as %s; task: %s", path, len(table.rows), table.format, reason)
+    check_networks(name, config.networks)
     return table, get_label_task(name)
 
 

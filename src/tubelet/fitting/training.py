@@ -18,7 +18,7 @@ from tubelet.config import FitConfig
 from tubelet.config.fields import require
 from tubelet.device import seed_generators
 from tubelet.fitting.label_task import FitContext
-from tubelet.heads.head_file import get_network
+from tubelet.heads.head_file import get_network, network_names
 from tubelet.heads.training import EpochBatches, HeadSchedule, HParams, train_heads
 from tubelet.heads.training_state import state_path
 
@@ -55,6 +55,19 @@ class Candidate:
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.describe().items())
 
 
+def check_networks(task: str, networks: Sequence[str]) -> None:
+    """Reject networks that a task cannot use.
+
+    Raises:
+        ConfigError: for a network that does not exist, or is for other tasks; names those of the task.
+    """
+    for name in networks:
+        tasks = get_network(name).tasks
+        usable = ", ".join(other for other in network_names() if task in get_network(other).tasks)
+        problem = f"has {name}, which is for {', '.join(tasks)}, not for {task}; networks for {task}: {usable}"
+        require(task in tasks, "networks", problem)
+
+
 def candidates(task: str, networks: Sequence[str], config: FitConfig, samples: int) -> list[Candidate]:
     """Every network with every combination of its hyper-parameters.
 
@@ -67,13 +80,10 @@ def candidates(task: str, networks: Sequence[str], config: FitConfig, samples: i
     Raises:
         ConfigError: for a network that does not exist, or is for other tasks.
     """
+    check_networks(task, networks)
     grid = []
     for name in networks:
-        network = get_network(name)
-        require(
-            task in network.tasks, "networks", f"has {name}, which is for {', '.join(network.tasks)}, not for {task}"
-        )
-        recipe = network.recipe
+        recipe = get_network(name).recipe
         if recipe is None:
             if config.finetune == "none":  # an encoder is trained through a network with gradients
                 grid.append(Candidate(network=name, options={}, hparams=None))

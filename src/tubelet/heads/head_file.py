@@ -195,7 +195,7 @@ class HeadSpec(Settings):
         exclusive: whether one class excludes the others.
         thresholds: score from which each class counts as present; empty where classes are exclusive.
         spans: for each class how its score becomes spans; empty for tasks without spans.
-        temperature: divisor of the logits, fitted on held-out files.
+        temperature: divisor of the logits, fitted on a part of the training files that was left out for it.
         novelty_quantiles: distances from the training features at the quantiles 0, 0.01, ..., 1 of held-out features;
             empty if they were not measured.
         labels_file: name of the label table.

@@ -16,6 +16,7 @@ from rich.console import Console
 from tubelet.checkpoint.run import load_training_state, step_from_name
 from tubelet.config import TrainConfig
 from tubelet.console import output_error
+from tubelet.data.bad_files import describe_failed_fraction
 from tubelet.data.batch import StepData
 from tubelet.data.batch_partition import samples_per_step
 from tubelet.data.loader import check_steps
@@ -365,8 +366,7 @@ class Trainer:
         bad, allowed = len(self.run.seen_bad), self.config.data.max_failed_fraction
         if bad > allowed * self.num_files:
             return (
-                f"{bad} of {self.num_files} files ({100 * bad / self.num_files:.0f} %) cannot be read, more than "
-                f"the {100 * allowed:.0f} % that --max-failed-fraction allows (raise it to --resume); see the list in "
+                f"{describe_failed_fraction(bad, self.num_files, allowed)} (raise it to --resume); see the list in "
                 f"{self.run.path / 'bad_files.jsonl'}"
             )
         return data.failure
