@@ -2,7 +2,9 @@
 
 import dataclasses
 import errno
+import html
 import json
+import math
 import shutil
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,10 @@ from tubelet.checkpoint.vjepa2_1 import read_released
 from tubelet.errors import TubeletError
 from tubelet.pretrained.load import load
 from tubelet.train import checkpointer as saving
-from tubelet.train.initialization import config_from_checkpoint, init_model, init_moments
+from tubelet.train.initialization import config_from_checkpoint, init_model, init_moments, load_initial_teacher
 from tubelet.train.optim import build_optimizer
+from tubelet.train.run_directory import read_config
+from tubelet.view.report import write_report
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,29 @@ def test_a_run_begins_with_the_weights_that_it_is_given(media, first_run, tmp_pa
     assert origin[:2] == (list_checkpoints(first_run)[-1], ("student", "predictor"))
     train_quietly(tiny_config(media, steps=1, init_from=str(first_run)), tmp_path / "run")
     assert rows(tmp_path / "run")[0]["loss"] != rows(first_run)[0]["loss"]
+
+
+def test_a_report_compares_with_the_weights_that_a_run_began_with(media, first_run, tmp_path, monkeypatch):
+    shutil.copytree(first_run, tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    train_quietly(tiny_config(media, steps=1, init_from="first"), tmp_path / "run")
+    config = read_config(tmp_path / "run")
+    assert same(load_initial_teacher(config, math.inf), load_vjepa(first_run)[0].teacher)
+    monkeypatch.chdir("/")
+    page = report(tmp_path / "run", tmp_path / "page.html")
+    assert page.count('"label">initial weights<') == page.count('"label">trained teacher<') > 0
+    train_quietly(tiny_config(media, steps=21), tmp_path / "first", resume=True)
+    page = report(tmp_path / "run", tmp_path / "page.html")
+    assert '"label">initial weights<' not in page
+    assert "step-000000021.safetensors: was written after the run's first step, so that it may have other" in page
+    shutil.rmtree(tmp_path / "first")
+    page = report(tmp_path / "run", tmp_path / "page.html")
+    assert f"The weights that the run started from are not shown: {tmp_path / 'first'}: no such file" in page
+
+
+def report(run, page):
+    write_report(run, None, page)
+    return html.unescape(page.read_text())
 
 
 def test_a_run_begins_with_the_moments_of_what_it_takes_over(media, first_run):

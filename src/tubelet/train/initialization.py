@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,7 +14,8 @@ from tubelet.checkpoint.state_dict import State
 from tubelet.checkpoint.weights import LoadSpec, is_encoder_file
 from tubelet.config import ModelConfig, TrainConfig
 from tubelet.device import training_dtype
-from tubelet.errors import ConfigError
+from tubelet.errors import CheckpointError, ConfigError
+from tubelet.model.encoder import Encoder
 from tubelet.model.lora import add_adapters
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load, load_unplaced
@@ -36,9 +37,9 @@ def config_from_checkpoint(source: str) -> ModelConfig:
     return config
 
 
-def _load_source(source: str) -> tuple[Path, VJEPA, bool]:
+def _load_source(source: str, **hub: Any) -> tuple[Path, VJEPA, bool]:
     """Load `init_from`: its file, the model, and whether the file has only an encoder (then the rest is random)."""
-    path = resolve_checkpoint(source) if released_name(source) else Path(source)
+    path = resolve_checkpoint(source, **hub) if released_name(source) else Path(source)
     if not is_encoder_file(path):
         path = find_checkpoint(path)
         return path, load_vjepa(path)[0], False
@@ -177,8 +178,30 @@ def init_moments(origin: InitSource, model: VJEPA, optimizer: Optimizer) -> str:
     return message
 
 
-def _load_init_weights(model: VJEPA, source_name: str) -> InitSource:
-    path, source, encoder_only = _load_source(source_name)
+def load_initial_teacher(config: TrainConfig, started: float) -> Encoder:
+    """The teacher with the weights that a run started from; nothing is downloaded.
+
+    Args:
+        config: a run with `init_from`.
+        started: when its first step was done, in seconds since 1970.
+
+    Raises:
+        TubeletError: if the weights cannot be loaded any more, or are newer than the first step.
+    """
+    assert config.init_from is not None
+    model = VJEPA(config.model)
+    path = _load_init_weights(model, config.init_from, local_files_only=True).path
+    weights = (
+        [file for file in path.iterdir() if file.suffix in (".safetensors", ".distcp")] if path.is_dir() else [path]
+    )
+    # The cache may have downloaded a release again, but never another one.
+    if not released_name(config.init_from) and any(file.stat().st_mtime > started for file in weights):
+        raise CheckpointError(f"{path}: was written after the run's first step, so that it may have other weights")
+    return model.teacher.eval()
+
+
+def _load_init_weights(model: VJEPA, source_name: str, **hub: Any) -> InitSource:
+    path, source, encoder_only = _load_source(source_name, **hub)
     run_config, source_config = (
         dataclasses.replace(m.config, output_levels=None, predictor=model.config.predictor) for m in (model, source)
     )

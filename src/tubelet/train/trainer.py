@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from tubelet.checkpoint.registry import released_name
 from tubelet.checkpoint.run import load_training_state, step_from_name
 from tubelet.config import TrainConfig
 from tubelet.console import output_error
@@ -299,7 +300,11 @@ class Trainer:
         config = self.config
         sources = tuple(s if is_url(s) else str(Path(s).absolute()) for s in config.data.sources)
         eval_data = config.eval_data and str(Path(config.eval_data).absolute())
-        config = replace(config, data=replace(config.data, sources=sources), eval_data=eval_data)
+        init_from = config.init_from
+        if init_from is not None and not released_name(init_from):
+            init_from = str(Path(init_from).absolute())
+        data = replace(config.data, sources=sources)
+        config = replace(config, data=data, eval_data=eval_data, init_from=init_from)
         if (teacher := load_frozen_teacher(config, self.ctx.device)) is not None:
             config = replace(config, distill_weights=teacher.weights_id)
         self.config = config

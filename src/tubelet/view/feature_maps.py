@@ -28,7 +28,7 @@ from tubelet.tasks.common.sample_clips import crop_nearest
 from tubelet.view.page import Cell, Row, Scale, Strip, boundary, columns, data_uri, gradient, heat
 from tubelet.view.pca import fit_projection
 
-TRAINED, RANDOM = "trained teacher", "random encoder"
+TRAINED, INITIAL, RANDOM = "trained teacher", "initial weights", "random encoder"
 SIMILARITY = "magma"
 SEARCHED_CLIPS = 100
 MAX_ROWS = 24  # of a map's tokens: more cannot be distinguished at the size of a page

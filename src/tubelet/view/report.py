@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tubelet.model.encoder import Encoder, random_encoder
 from tubelet.sample_data.truth import SampleEntry, read_index
 from tubelet.tasks.common.extract import subsample_evenly
 from tubelet.tasks.common.result import RANDOM_WEIGHTS, Result, read_result, read_suite_v1
+from tubelet.train.initialization import load_initial_teacher
 from tubelet.train.run_directory import (
     CONFIG,
     read_alerts,
@@ -31,6 +33,7 @@ from tubelet.train.run_directory import (
     read_metrics,
 )
 from tubelet.view.feature_maps import (
+    INITIAL,
     RANDOM,
     SEARCHED_CLIPS,
     TRAINED,
@@ -89,7 +92,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     rows, bad, alerts = ([row for row, _ in read_metrics(run)], read_bad_files(run), read_alerts(run))
     model = load_vjepa(run)[0] if list_checkpoints(run) else None
     gallery = Gallery(config.model.pixels)
-    encoders = _encoders(run, model, config) if model else {}
+    encoders, initial_problem = _encoders(run, model, config, rows) if model else ({}, "")
     values = _run_values(run, config, rows, alerts, model) | {
         **_evaluations(run, out.parent),
         "bad": bad,
@@ -101,6 +104,7 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
         "training_strips": [],
         "training_problem": "",
         "tracked_objects": [],
+        "initial_problem": initial_problem,
         "unread": [],
         "own": entries is None and model is not None,
         "no_images_reason": "",
@@ -120,13 +124,24 @@ def write_report(run: Path, data: Path | None, out: Path) -> None:
     write_page("report.html", out, values | {"frames": gallery.frames})
 
 
-def _encoders(run: Path, model: VJEPA, config: TrainConfig) -> dict[str, Encoder]:
-    """Encoders whose features are shown: of the newest checkpoint, of the oldest that is kept, and a random one."""
+def _encoders(
+    run: Path, model: VJEPA, config: TrainConfig, rows: list[dict[str, Any]]
+) -> tuple[dict[str, Encoder], str]:
+    """Encoders whose features are shown, and why the initial weights of a run with `init_from` are not among them.
+
+    They are the teachers of the newest checkpoint, of the oldest that is kept, and of `init_from`, and a random one.
+    """
     first, last = list_checkpoints(run)[0], list_checkpoints(run)[-1]
-    encoders = {TRAINED: model.teacher}
+    encoders, problem = {TRAINED: model.teacher}, ""
     if first != last:
         encoders[f"{TRAINED} after {count(step_from_name(first))} steps"] = load_vjepa(first)[0].teacher
-    return encoders | {RANDOM: random_encoder(config.model, config.seed)}
+    if config.init_from:
+        started = rows[0].get("time", math.inf) if rows else math.inf
+        try:
+            encoders[INITIAL] = load_initial_teacher(config, started)
+        except TubeletError as error:
+            problem = str(error)
+    return encoders | {RANDOM: random_encoder(config.model, config.seed)}, problem
 
 
 def _run_values(
