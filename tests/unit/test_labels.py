@@ -192,6 +192,8 @@ def test_times(text, seconds):
         ("path,speed,turn\na.mp4,1,2\nb.mp4,3,4\n", "regression", "regression of speed, turn"),
         ("path,start_s,end_s,label\na.mp4,0,2,x\na.mp4,2,4,y\nb.mp4,0,1,x\nb.mp4,1,2,y\n", "timeline", "75%"),
         ("path,start_s,end_s,label\na.mp4,0,1,x\nb.mp4,0,1,y\n", "classification", "cover only 25%"),
+        ("path,start_s,end_s,label\na.mp4,0,.5,x\nb.mp4,0,.5,y\nvfr.mkv,,,\n", "timeline", "line 4 is a whole video"),
+        ("path,start_s,end_s,label\na.mp4,0,1,x\nb.mp4,0,1,y\nvfr.mkv,,,y\n", "classification", "line 4 is about a"),
         ("path,start_s,end_s,label\na.mp4,0,1,x\na.mp4,0.5,1,y\n", "multilabel", "--task timeline"),
         ("path,label,speed\na.mp4,x,1\nb.mp4,y,2\n", "classification", "speed are not used (--task regression)"),
         ("path,mask,label\na.jpg,a.png,x\n", "segmentation", "masks"),
@@ -223,6 +225,15 @@ def test_times_are_completed_from_frames_moments_and_lengths(media):
         atol=1.5e-3,  # Matroska counts milliseconds
     )
     assert all(row.start_frame is None for row in table.rows) and table.durations_s[media / "a.mp4"] == 4.0
+
+
+def test_a_video_without_times_and_label_is_a_span_of_nothing_in_a_timeline(media):
+    text = "path,start_s,end_s,label\na.mp4,0,1,x\na.mp4,2,3,x\nb.mp4,,,\n"
+    for task in (None, "timeline"):
+        table = check_labels(read_labels(write(media, text)), task)
+        assert (table.rows[2].start_s, table.rows[2].end_s, table.rows[2].labels) == (0, 4, ())
+    (fault,) = faults_of(write(media, text + "a.mp4,,,\n"))
+    assert fault.startswith("line 5: says that there is nothing in a.mp4, but line 2 has x there; fill start_s")
 
 
 def test_rows_of_one_span_are_joined_for_several_labels(media):
@@ -352,8 +363,13 @@ WRONG = {
         "path,label\na.mp4,x\nb.mp4,x\n",
         None,
         [
-            "column label: has one class, x",
+            "column label: has one class, x, .* .the task is classification, because each file has one class.$",
         ],
+    ),
+    "empty label of a span": (
+        "path,start_s,end_s,label\na.mp4,0,1,x\na.mp4,2,3,x\nb.mp4,0,1,y\nb.mp4,2,2.5,y\nvfr.mkv,0,1,\n",
+        None,
+        ["^line 6: label is empty; .* .the task is classification, because .* --task timeline.$"],
     ),
     "empty label": (
         "path,label\na.mp4,x\nb.mp4,x\na.jpg,y\nb.jpg,y\nvfr.mkv,\n",

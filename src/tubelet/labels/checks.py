@@ -11,7 +11,7 @@ from pathlib import Path
 from tubelet.config.fields import nearest
 from tubelet.data.stacks import is_stack
 from tubelet.datasets.annotations import IGNORED
-from tubelet.labels.infer import infer_task, overlapping_rows
+from tubelet.labels.infer import infer_task, may_be_timeline, overlapping_rows
 from tubelet.labels.media_facts import MediaFacts, read_media_facts
 from tubelet.labels.pages import with_pages
 from tubelet.labels.records import LabelError, LabelRow, LabelTable
@@ -76,20 +76,23 @@ def check_labels(
     read, table = table, _without_unreadable(table, facts, max_failed_fraction)
     faults += _media_faults(table, facts)
     timed_table = _timed(_in_seconds(table, facts, faults), facts, faults)
-    inferred = task is None
+    if task == "timeline" or (task is None and may_be_timeline(timed_table)):
+        timed_table = _with_empty_videos(timed_table, faults)
+    inferred, reason = task is None, ""
     if task is None:
         try:
-            task, _ = infer_task(timed_table)
+            task, reason = infer_task(timed_table)
         except LabelError as error:  # which a column of another name explains
             unexplained = [] if any(line == 0 for line, _ in faults) else error.faults
             raise LabelError(table.path, _sentences([*faults, *((0, fault) for fault in unexplained)])) from None
     checked = _for_task(timed_table, task, facts)
     if not inferred:
         faults += _column_faults(table, task)
-    faults += _row_faults(timed_table, task, exclusive if exclusive is not None else task == "classification")
+    reason = f" (the task is {reason})" if reason else ""
+    faults += _row_faults(timed_table, task, exclusive if exclusive is not None else task == "classification", reason)
     faults += _time_faults(timed_table, task)
     faults += _split_faults(table) if to_train else ()
-    faults += _class_faults(table, task, min_examples) if to_train else ()
+    faults += _class_faults(table, task, min_examples, reason) if to_train else ()
     faults += _mask_faults(read, task, checked.legend, facts)
     if faults:
         raise LabelError(table.path, _sentences(faults))
@@ -155,6 +158,23 @@ def _timed(table: LabelTable, facts: Mapping[Path, MediaFacts], faults: list[Fau
         logger.info("%s is a span of %g s around its time", subject, MOMENT_S)
     durations = {path: each.duration_s for path, each in facts.items() if not each.fault}
     return replace(table, rows=tuple(rows), durations_s=durations)
+
+
+def _with_empty_videos(table: LabelTable, faults: list[Fault]) -> LabelTable:
+    """The table with rows without times and labels as spans of whole videos, in which there is none of the classes."""
+    rows: list[LabelRow] = []
+    labeled = {row.path: row for row in reversed(table.rows) if row.labels}
+    for row in table.rows:
+        length = table.durations_s[row.path]
+        if row.start_s is not None or row.labels or not length:
+            rows.append(row)
+        elif (other := labeled.get(row.path)) is None:
+            rows.append(replace(row, start_s=0.0, end_s=length))
+        else:
+            label = "|".join(other.labels)
+            problem = f"says that there is nothing in {row.path.name}, but {table.place_of(other)} has {label} there"
+            faults.append(_fault(table, row, f"{problem}; fill start_s, end_s and label, or remove the row"))
+    return replace(table, rows=tuple(rows))
 
 
 def _sentences(faults: Iterable[Fault]) -> list[str]:
@@ -292,12 +312,12 @@ def _column_faults(table: LabelTable, task: str) -> Iterator[Fault]:
         yield 0, f"header: timeline needs columns start_s and end_s, found {names}"
 
 
-def _row_faults(table: LabelTable, task: str, exclusive: bool) -> Iterator[Fault]:
+def _row_faults(table: LabelTable, task: str, exclusive: bool, reason: str) -> Iterator[Fault]:
     """Rows without what the task needs, rows that are there twice, and classes that exclude each other."""
     first: dict[tuple[object, ...], LabelRow] = {}
     by_file: dict[Path, list[LabelRow]] = defaultdict(list)
     for row in table.rows:
-        yield from _empty_faults(table, row, task)
+        yield from _empty_faults(table, row, task, reason)
         if exclusive and len(row.labels) > 1:
             yield _fault(table, row, f"has the labels {' and '.join(row.labels)}, expected one of exclusive classes")
         content = row.labels if task in ("multilabel", "timeline") else ()
@@ -330,7 +350,7 @@ def _span(row: LabelRow) -> str:
     return f"{'|'.join(row.labels)} from {row.start_s:g} to {row.end_s:g} s"
 
 
-def _empty_faults(table: LabelTable, row: LabelRow, task: str) -> Iterator[Fault]:
+def _empty_faults(table: LabelTable, row: LabelRow, task: str, reason: str) -> Iterator[Fault]:
     problem = ""
     if task == "classification" and not row.labels and "label" in table.columns:
         problem = "label is empty"
@@ -341,7 +361,7 @@ def _empty_faults(table: LabelTable, row: LabelRow, task: str) -> Iterator[Fault
     elif task == "timeline" and row.start_s is None and {"start_s", "start_frame"} & set(table.columns):
         problem = "has no start, which a timeline needs"
     if problem:
-        yield _fault(table, row, f"{problem}; fill it or remove the row")
+        yield _fault(table, row, f"{problem}; fill it or remove the row{reason}")
 
 
 def _time_faults(table: LabelTable, task: str) -> Iterator[Fault]:
@@ -383,7 +403,7 @@ def _split_faults(table: LabelTable) -> Iterator[Fault]:
         yield 0, f"column split: all rows are {found}, expected some {lacking}; or remove the column"
 
 
-def _class_faults(table: LabelTable, task: str, min_examples: int) -> Iterator[Fault]:
+def _class_faults(table: LabelTable, task: str, min_examples: int, reason: str) -> Iterator[Fault]:
     """Classes with too few examples, and a single class where one of several is to be chosen."""
     if task not in ("classification", "multilabel", "timeline"):
         return
@@ -399,7 +419,7 @@ def _class_faults(table: LabelTable, task: str, min_examples: int) -> Iterator[F
             remedy = "add some, or remove the class"
             yield where[0], f"{listed}: class {label} has {count}, expected at least {min_examples}{hint}; {remedy}"
     if task == "classification" and len(lines) == 1:
-        yield 0, f"column label: has one class, {next(iter(lines))}, expected at least two"
+        yield 0, f"column label: has one class, {next(iter(lines))}, expected at least two{reason}"
     elif not lines and "label" in table.columns and table.rows:
         yield 0, "column label: is empty in all rows"
 

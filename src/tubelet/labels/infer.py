@@ -54,6 +54,9 @@ def _task_of_labels(table: LabelTable) -> tuple[str, str]:
             if several
             else ("classification", "each episode has one task")
         )
+    nothing = next((row for row in spans if not row.labels and _is_whole(row, table)), None)
+    if nothing and len(spans) == len(table.rows):
+        return "timeline", f"the other rows are spans, and {table.place_of(nothing)} is a whole video without a class"
     if spans and len(spans) == len(table.rows) and fraction >= _COVERED:
         other = "several classes at once (--task multilabel)" if several else "clips (--task classification)"
         return "timeline", f"the spans cover {fraction:.0%} of their videos; to learn them as {other} is possible too"
@@ -61,12 +64,28 @@ def _task_of_labels(table: LabelTable) -> tuple[str, str]:
         timeline = "; to find when they begin and end in whole videos, use --task timeline" if spans else ""
         at = table.place_of(several)
         return "multilabel", f"several classes are present at once ({at}){timeline}"
+    if whole := next((row for row in table.rows if spans and row.start_s is None), None):
+        return "classification", (
+            f"each row has one class, and {table.place_of(whole)} is about a whole file; --task timeline needs a start "
+            "and an end in each row"
+        )
     if spans:
         return "classification", (
             f"each span has one class and they cover only {fraction:.0%} of their videos, so that the rest is unknown; "
             "if the rest has none of the classes, use --task timeline"
         )
     return "classification", "each file has one class"
+
+
+def may_be_timeline(table: LabelTable) -> bool:
+    """Whether all rows with labels are spans of videos, and nothing else is to be learned."""
+    labeled = [row for row in table.rows if row.labels]
+    other = {"mask", "depth"} & set(table.columns) or table.format == EPISODES
+    return bool(labeled) and not other and all(row.start_s is not None for row in labeled)
+
+
+def _is_whole(row: LabelRow, table: LabelTable) -> bool:
+    return row.start_s == 0 and row.end_s == table.durations_s[row.path]
 
 
 def covered_fraction(spans: Sequence[LabelRow], table: LabelTable) -> float:
