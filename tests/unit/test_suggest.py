@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.commands import run_tubelet
+from tests.helpers.media import write_image
 from tests.unit.test_fitting import CLIP, COLORS, model, write_colors, write_table  # noqa: F401
 from tubelet.config import FitConfig
 from tubelet.errors import DataError, FileError
@@ -134,6 +135,26 @@ def test_candidates_from_a_list_lie_in_its_spans(moments, tmp_path):
     found = [(row.path.name, row.start_s, row.end_s) for row in find_unlabeled(context).rows]
     spans = [("new.mp4", 1, 1.5), ("new.mp4", 1.5, 2), ("new.mp4", 3, 3.5), ("new.mp4", 3.5, 4)]
     assert found == [*spans, ("0.mp4", 1, 1.5), ("0.mp4", 1.5, 2)]
+
+
+def test_folders_of_frames_are_reported_and_read_by_a_pattern(moments, tmp_path, caplog):
+    (tmp_path / "seq").mkdir()
+    for number in range(8):
+        write_image(tmp_path / "seq" / f"{number:03d}.png", number)
+    names, context = (
+        [],
+        SimpleNamespace(
+            table=read_labels(moments),
+            task="classification",
+            head_input=HeadInput(image_size=16, frames=4, fps=4.0, stride_s=1),
+        ),
+    )
+    for source in (str(tmp_path), f"{tmp_path}/*/%03d.png"):
+        context.config = FitConfig(suggest=4, unlabeled=(source, str(moments.parent / "0.mp4")))
+        with caplog.at_level("INFO"):
+            names.append({row.path.name for row in find_unlabeled(context).rows})
+    assert "seq" not in names[0] and "seq" in names[1]
+    assert caplog.text.count("1 folder looks like frames of videos") == 1
 
 
 def test_nothing_to_suggest_is_an_error_before_anything_is_trained(moments, model, tmp_path):  # noqa: F811

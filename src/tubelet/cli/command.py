@@ -144,6 +144,10 @@ def require_inputs(inputs: Iterable[str | Path]) -> None:
     for each in inputs:
         path = Path(each).expanduser()
         if not (_URL.search(str(each)) or has_magic(str(each)) or path.exists() or path.is_symlink()):
+            from tubelet.data.stacks.image_sequence import names_of_pattern  # imports NumPy
+
+            if names_of_pattern(str(each)):
+                continue
             raise MissingFileError(
                 f"{each}: no such file or folder; check the path (a relative one starts at {Path.cwd()})"
             )

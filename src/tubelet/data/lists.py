@@ -135,11 +135,17 @@ def parse_list(name: str, data: bytes, existing: Existing) -> PathList:
         return PathList(pa.array([], _TEXT), None, numbers, "no lines")
     best = _choose(_interpretations(text, lines, numbers), existing)
     invalid = np.flatnonzero(~best.valid)
-    if len(invalid):
+    if len(invalid) and not _are_folders(best, invalid, existing):
         raise DataError(f"{name}, line {best.lines[invalid[0]]}: {_explain(text, best, invalid)}")
     if best.named:
         warn_of_misnamed_columns(name, re.split(r'["\s,;]+', lines[0].as_py().lower()))
     return PathList(best.paths, best.labels, best.lines, best.form, best.values, best.decimal_comma)
+
+
+def _are_folders(best: _Interpretation, rows: np.ndarray, existing: Existing) -> bool:
+    """Whether rows without a suffix name what exists, such as folders of frames, below a header."""
+    paths = [path for path in best.paths.take(pa.array(rows)).to_pylist() if path]
+    return best.named and not best.too_long and len(paths) == len(rows) == existing(paths)
 
 
 def warn_of_misnamed_columns(name: str, header: Sequence[str]) -> None:

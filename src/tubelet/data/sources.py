@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from zlib import crc32
 
@@ -12,18 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tubelet.data.file_types import IMAGE_SUFFIXES, MEDIA_SUFFIXES, STACK_SUFFIXES, VIDEO_SUFFIXES
+from tubelet.data.file_types import IMAGE_SUFFIXES, MEDIA_SUFFIXES, STACK_FORMATS, STACK_SUFFIXES, VIDEO_SUFFIXES
 from tubelet.data.lerobot import METADATA, dataset_root, is_dataset, read_episodes
 from tubelet.data.listed_rows import ListedRows, join_rows
 from tubelet.data.manifest import MANIFEST_SUFFIXES, absolute, listed_files, root_of
 from tubelet.data.paths import Paths, checksum, to_arrow
 from tubelet.data.shards.reader import ShardFolder, is_shards, open_shards
+from tubelet.data.stacks.image_sequence import NumberedNames, find_sequences, looks_like_frames, names_of_pattern
 from tubelet.data.stacks.listing import is_zarr, kinds_of
+from tubelet.data.stacks.tiff import has_pages
 from tubelet.data.storage import canonical_url, find, is_pattern, is_url, suffix_of
 from tubelet.errors import ConfigError, DataError, FileError, MissingFileError, escape_filename
 from tubelet.grid import Modality
 from tubelet.io.hidden_files import is_hidden
 
+# Folders that are looked at for frames, in a second of processor time.
+_LOOKED_AT = 10_000
 _NONE = pa.chunked_array([], pa.large_binary())
 
 
@@ -113,14 +118,48 @@ class _HiddenEntries:
         return [f"ignored: {summary}, such as {self.example}"]
 
 
+class _FrameFolders:
+    """Folders whose images look like the frames of videos, and are read one by one."""
+
+    def __init__(self) -> None:
+        self.looked_at = self.count = 0
+        self.example = self.remedy = ""
+
+    def add(self, folder: str, names: Sequence[str], source: str = "") -> None:
+        """Look at the sorted names of a folder's files; `source` is the part of a pattern before the names' own."""
+        self.looked_at += 1
+        if self.looked_at > _LOOKED_AT or (pattern := looks_like_frames(names)) is None:
+            return
+        first = next(name for name in names if pattern.number(name) is not None)
+        if suffix_of(first) in STACK_FORMATS["tiff"] and has_pages(f"{folder}/{first}"):
+            return
+        self.count += 1
+        if not self.example:
+            self.example = folder
+            self.remedy = (
+                f"pass '{source}/{pattern}'" if source else "copy them to a local disk, and see Folders of frames"
+            )
+
+    def note(self) -> list[str]:
+        """A message, if there are any."""
+        if not self.count:
+            return []
+        least = "at least " if self.looked_at > _LOOKED_AT else ""
+        what = f"{least}{_counted(self.count, 'folder')} look{'s' * (self.count == 1)} like frames of videos"
+        return [
+            f"{what}, such as {self.example}: the images are read one by one; to read them as videos, {self.remedy}"
+        ]
+
+
 def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaList:
     """Find the media files of some sources.
 
     Args:
         sources: each a folder (searched with its subfolders, sorted), a media file or stack, a list (CSV, TSV, TXT,
             JSONL or Parquet), a glob (`**` matches any number of folders), or a folder of shards; all of these may be
-            URLs. A table has a `path` or `file_name` column, or no header; a line of JSONL is an object with one of
-            them. Relative paths in a list are relative to its folder.
+            URLs. A name with %06d, %d or %f for a number means each folder with frames of such names. A table has a
+            `path` or `file_name` column, or no header; a line of JSONL is an object with one of them. Relative paths
+            in a list are relative to its folder.
         allow_path: folders and URLs that lists may contain files of, besides those below their own folders.
 
     Returns:
@@ -139,7 +178,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     shards: dict[str, ShardFolder] = {}
     ends: list[int] = []
     notes: list[str] = []
-    hidden, has_stacks = _HiddenEntries(), False
+    hidden, frames, has_stacks = _HiddenEntries(), _FrameFolders(), False
     for source in sources:
         single = is_url(source) and suffix_of(source) in (*MANIFEST_SUFFIXES, *MEDIA_SUFFIXES)
         try:
@@ -151,10 +190,11 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
             shards.setdefault(root, open_shards(root))
             listed, rows = _NONE, None
         else:
-            listed, rows = _files_of(source, roots, notes, hidden)
+            listed, rows = _files_of(source, roots, notes, hidden, frames)
             if rows:
                 listed, rows = _without_weight(source, listed, rows, notes)
-            kinds = kinds_of(listed, not is_url(source) and Path(source).expanduser().is_dir())
+            is_folder = not is_url(source) and Path(source).expanduser().is_dir()
+            kinds = kinds_of(listed, is_folder, _is_list(source) or names_of_pattern(source) is not None)
             media = kinds.video | kinds.image
             if not media.any():
                 raise DataError(f"{source}: {_describe_files(listed)}; pass a source that has some")
@@ -177,7 +217,7 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     left = others.distinct(notes)[0]
     if left:
         notes.append(f"ignored: {_describe_counts(left)}")
-    notes += hidden.note()
+    notes += [*hidden.note(), *frames.note()]
     counts = list(zip(video_ends, image_ends, ends, strict=True))
     folders = list(shards.values())
     return MediaList(
@@ -268,20 +308,39 @@ def _weights_left_out(rows: ListedRows, first: np.ndarray) -> list[str]:
 
 
 def _files_of(
-    source: str, roots: Sequence[str], notes: list[str], hidden: _HiddenEntries
+    source: str, roots: Sequence[str], notes: list[str], hidden: _HiddenEntries, frames: _FrameFolders
 ) -> tuple[pa.ChunkedArray, ListedRows | None]:
     """Absolute paths or URLs of all files of a source, media or not, as large_binary, and spans and weights."""
     path = Path(source).expanduser()
     remote = is_url(source)
-    listed = suffix_of(source) in MANIFEST_SUFFIXES and (remote or path.is_file())
-    if listed:
+    if _is_list(source):
         location = source if remote else str(path)
         files, rows, form = listed_files(location, roots)
         what = "span" if rows and rows.has_spans() else "file"
         notes.append(f"{location}: {_counted(len(files), what)} listed; read as {form}")
         return files, rows
-    files = to_arrow(_remote_files_of(source, hidden) if remote else _local_files_of(path, hidden))
+    if (names := names_of_pattern(source)) is not None:
+        return _sequences_of(source, names, notes), None
+    files = to_arrow(_remote_files_of(source, hidden, frames) if remote else _local_files_of(path, hidden, frames))
     return _episodes_in(source, files, notes)
+
+
+def _is_list(source: str) -> bool:
+    return suffix_of(source) in MANIFEST_SUFFIXES and (is_url(source) or Path(source).expanduser().is_file())
+
+
+def _sequences_of(source: str, names: NumberedNames, notes: list[str]) -> pa.ChunkedArray:
+    """The folders of frames that a pattern names."""
+    if is_url(source):
+        raise ConfigError(f"{source}: frames of a video are read from a local disk; copy their folders")
+    folders = list(find_sequences(source, names))
+    if gaps := {folder: missing for folder, missing in folders if missing}:
+        total, (example, _) = sum(gaps.values()), max(gaps.items(), key=lambda gap: gap[1])
+        notes.append(
+            f"{source}: {_counted(total, 'number')} missing between the frames of {_counted(len(gaps), 'folder')}, "
+            f"such as {example}; the frames before and after are read as neighbors"
+        )
+    return to_arrow(absolute(Path(folder)) for folder, _ in folders)
 
 
 def _episodes_in(source: str, files: pa.ChunkedArray, notes: list[str]) -> tuple[pa.ChunkedArray, ListedRows | None]:
@@ -329,20 +388,20 @@ def _without_pattern(source: str) -> str:
     return os.path.realpath(Path(*path.parts[:count]))
 
 
-def _local_files_of(path: Path, hidden: _HiddenEntries) -> Iterator[str]:
+def _local_files_of(path: Path, hidden: _HiddenEntries, frames: _FrameFolders) -> Iterator[str]:
     if path.is_dir() and not is_zarr(path.name):
-        yield from _folder(str(path), hidden)
+        yield from _folder(str(path), hidden, frames, f"{glob.escape(str(path))}/**")
     elif path.is_file() or path.is_dir():
         yield absolute(path)
     elif glob.has_magic(str(path)):
-        yield from _glob(str(path), hidden)
+        yield from _glob(str(path), hidden, frames)
     else:
         raise MissingFileError(
             f"{path}: no such file or folder; check the path (a relative one starts at {Path.cwd()})"
         )
 
 
-def _remote_files_of(source: str, hidden: _HiddenEntries) -> Iterator[str]:
+def _remote_files_of(source: str, hidden: _HiddenEntries, frames: _FrameFolders) -> Iterator[str]:
     if suffix_of(source) in MEDIA_SUFFIXES and not is_pattern(source):
         yield source
         return
@@ -353,11 +412,13 @@ def _remote_files_of(source: str, hidden: _HiddenEntries) -> Iterator[str]:
     for url in left_out:
         if suffix_of(url) in MEDIA_SUFFIXES:
             hidden.add("file", url)
+    for folder, files in groupby(names, key=lambda url: url.rpartition("/")[0]):
+        frames.add(folder, [url[len(folder) + 1 :] for url in files])
     yield from names
 
 
-def _folder(folder: str, hidden: _HiddenEntries) -> Iterator[str]:
-    """Files of a folder and its subfolders, sorted, without hidden ones."""
+def _folder(folder: str, hidden: _HiddenEntries, frames: _FrameFolders, source: str) -> Iterator[str]:
+    """Files of a folder and its subfolders, sorted, without hidden ones; `source` is a pattern of these folders."""
     seen: set[str] = set()
     waiting = [os.path.realpath(folder)]
     while waiting:
@@ -383,16 +444,19 @@ def _folder(folder: str, hidden: _HiddenEntries) -> Iterator[str]:
                 f"{at}: cannot be listed ({error.strerror}); change its permissions, or list the other folders"
             ) from error
         start = at.rstrip("/") + "/"
-        yield from (start + name for name in sorted(files))
+        files.sort()
+        frames.add(at, files, source)
+        yield from (start + name for name in files)
         waiting += [place for _, place in sorted(folders, reverse=True)]
 
 
-def _glob(pattern: str, hidden: _HiddenEntries) -> Iterator[str]:
+def _glob(pattern: str, hidden: _HiddenEntries, frames: _FrameFolders) -> Iterator[str]:
     matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob refuses absolute patterns
     if not matches:
         raise MissingFileError(f"{pattern}: nothing matches this pattern; check it (quote it in a shell)")
     # Names that the user wrote in full do not count as hidden; and wildcards do not match a leading dot.
     written = set(Path(pattern).parts)
+    names: dict[str, list[str]] = {}
     for match in matches:
         path = Path(match)
         if any(map(is_zarr, path.parts[:-1])):  # a chunk
@@ -402,9 +466,14 @@ def _glob(pattern: str, hidden: _HiddenEntries) -> Iterator[str]:
                 hidden.add("file", match)
         # A folder that matches stands for its files, unless "**" matches them anyway.
         elif not path.is_dir() or is_zarr(path.name):
-            yield absolute(path)
+            file = absolute(path)
+            names.setdefault(os.path.dirname(file), []).append(path.name)  # noqa: PTH120 - pathlib takes ten times as long
+            yield file
         elif "**" not in pattern:
-            yield from _folder(match, hidden)
+            yield from _folder(match, hidden, frames, f"{pattern.rstrip('/')}/**")
+    above = pattern if Path(pattern).name == "**" else str(Path(pattern).parent)
+    for folder, inside in names.items():
+        frames.add(folder, inside, above)
 
 
 def _by_suffix(files: Sequence[str]) -> dict[str, int]:

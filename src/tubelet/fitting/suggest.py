@@ -21,7 +21,7 @@ from torch import Tensor
 from tubelet.data.sample_index import build_index
 from tubelet.data.sources import list_media
 from tubelet.embed.pick import farthest_first
-from tubelet.errors import ConfigError, DataError, FileError, TubeletError
+from tubelet.errors import ConfigError, DataError, FileError, TubeletError, escape_filename
 from tubelet.fitting.features import ClipFeatures, extract_rows, mean_by_row
 from tubelet.fitting.label_task import FitContext
 from tubelet.fitting.result import Suggestion
@@ -187,6 +187,8 @@ def find_unlabeled(context: FitContext) -> UnlabeledClips:
     limit = max(MIN_CANDIDATES, CANDIDATES_EACH * config.suggest)
     sources = config.unlabeled or sorted({str(row.path.parent) for row in table.rows})
     media = list_media(sources)
+    for note in media.notes:
+        logger.info(escape_filename(note))
     index = build_index(media, Modality.IMAGE if context.head_input.frames == 1 else Modality.VIDEO)
     clips = [(Path(path), index.span(number) or (0.0, None)) for number, path in enumerate(index.files)]
     labeled_files = {row.path.resolve() for row in table.rows if row.start_s is None or context.task == "timeline"}

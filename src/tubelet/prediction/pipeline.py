@@ -22,7 +22,7 @@ from tubelet.data.sample_index import build_index
 from tubelet.data.sources import MediaList, list_media
 from tubelet.data.storage import StorageError
 from tubelet.data.worker_loader import require_main_guard, translate_worker_crash
-from tubelet.errors import BadFile, ConfigError, escape_filename
+from tubelet.errors import BadFile, ConfigError, DataError, escape_filename
 from tubelet.grid import Modality
 from tubelet.heads.head_file import Head, reduce_tokens
 from tubelet.heads.window_grid import clip_steps
@@ -195,6 +195,11 @@ def predict_collection(
     media = list_media(sources, config.allow_path)
     for message in media.notes:
         logger.info(escape_filename(message))
+    read = {modality for each in passes for modality in each.layout.modalities}
+    if not (files := sum(map(media.count, read))):
+        count = media.count(Modality.IMAGE)
+        images = f"{count} image{'s' * (count != 1)}"
+        raise DataError(f"{', '.join(sources[:3])}: no videos, which a head takes, but {images}; pass videos")
     bad: dict[str, BadFile] = {}
     with directory_lock(out):
         ids = {"" if len(heads) == 1 else name: _head_id(head) for name, head in heads.items()}
@@ -217,8 +222,6 @@ def predict_collection(
             for each, table in zip(passes, tables, strict=True)
             for number, name in enumerate(each.outputs)
         ]
-    read = {modality for each in passes for modality in each.layout.modalities}
-    files = sum(map(media.count, read))
     check_failed_fraction(bad.values(), files, config.max_failed_fraction, finished=True)
     return PredictSummary(
         files=files,

@@ -11,7 +11,7 @@ from tubelet.checkpoint.run import FIRST_CHECKPOINT_S
 from tubelet.config import TrainConfig
 from tubelet.console import duration
 from tubelet.data.batch_partition import samples_per_step
-from tubelet.data.file_types import STACK_SUFFIXES
+from tubelet.data.file_types import VIDEO_SUFFIXES
 from tubelet.data.loader import build_samplers, step_prefetch
 from tubelet.data.sources import MediaList
 from tubelet.data.storage import is_url, suffix_of
@@ -115,7 +115,7 @@ def log_startup(
 def _log_data(config: TrainConfig, media: MediaList) -> None:
     counts = samples_per_step(config, media)
     members = sum(len(folder.members) for folder in media.shards)
-    stacks = sum(suffix_of(name) in STACK_SUFFIXES for name in media.videos) if media.has_stacks else 0
+    stacks = sum(suffix_of(name) not in VIDEO_SUFFIXES for name in media.videos) if media.has_stacks else 0
     logger.info(
         "%d videos%s, %d images%s; each step takes %s",
         media.count(Modality.VIDEO),

@@ -367,6 +367,8 @@ def _load(name_or_path: str, seed: int) -> tuple[VJEPA, TrainConfig | None, str 
 
 def _is_video(file: Path) -> bool:
     if file.is_dir():
+        if is_stack(file):
+            return True
         raise DataError(f"{file}: is a folder, expected one video or image; name a file in it")
     if not file.is_file():
         raise MissingFileError(f"{file}: no such file; expected a video or an image")

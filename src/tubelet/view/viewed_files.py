@@ -1,5 +1,6 @@
 """The files of a page of features."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from tubelet.data.listed_rows import span_name
 from tubelet.data.sample_index import build_index
 from tubelet.data.sources import list_media
 from tubelet.data.storage import is_url
-from tubelet.errors import DataError
+from tubelet.errors import DataError, escape_filename
 from tubelet.grid import Modality
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def find_files(sources: Sequence[str], fps: float | None) -> list[ViewedFile]:
         DataError: if a file cannot be read, or is a shard or a URL.
     """
     media = list_media(sources)
+    for note in media.notes:
+        logger.info(escape_filename(note))
     if media.shards:
         raise DataError(f"{media.shards[0].root}: shards cannot be shown on a page; pass the videos they were made of")
     if urls := [name for name in (*media.videos, *media.images) if is_url(name)]:

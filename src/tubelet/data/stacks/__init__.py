@@ -1,9 +1,10 @@
-"""Stacks of frames that are not videos: TIFF, NumPy, Zarr and DICOM, read at full depth with any number of channels.
+"""Stacks of frames that are not videos: TIFF, NumPy, Zarr, DICOM and folders of numbered images, read at full depth.
 
 A format is a module of this package with a function `open_stack(path) -> Stack`, and a row of `STACK_FORMATS` in
-`tubelet.data.file_types`. Its library is imported when a file of it is opened.
+`tubelet.data.file_types` if its files have a suffix. Its library is imported when a file of it is opened.
 """
 
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tubelet.data.size_limits import check_clip
 from tubelet.data.stacks.stack import Stack, StackInfo
 from tubelet.data.storage import is_url, suffix_of
 from tubelet.errors import DecodeError
+from tubelet.io.hidden_files import is_hidden
 
 __all__ = [
     "Stack",
@@ -31,13 +33,13 @@ _MODULES = {suffix: module for module, suffixes in STACK_FORMATS.items() for suf
 
 
 def is_stack(path: str | Path) -> bool:
-    """Whether a path names a stack: by its suffix; for TIFF, a file of several pages; also a folder of DICOM slices."""
+    """Whether a path names a stack: by its suffix; a TIFF file of several pages; a folder of slices or images."""
     suffix = suffix_of(str(path))
     if suffix in (".tif", ".tiff"):
         from tubelet.data.stacks.tiff import has_pages
 
         return not is_url(str(path)) and has_pages(path)
-    return suffix in _MODULES or _is_slices(path)
+    return suffix in _MODULES or bool(_module_of_folder(path))
 
 
 def is_image_file(path: str | Path) -> bool:
@@ -57,10 +59,10 @@ def open_stack(path: str | Path) -> Stack:
     """
     if is_url(str(path)):
         raise DecodeError(str(path), "stacks are read from a local disk; copy it")
-    module = _MODULES.get(suffix_of(str(path)), "dicom" if _is_slices(path) else "")
+    module = _MODULES.get(suffix_of(str(path))) or _module_of_folder(path)
     if not module:
         suffixes = " ".join(sorted(_MODULES))
-        raise DecodeError(str(path), f"is not a stack: expected one of {suffixes}, or a folder of DICOM slices")
+        raise DecodeError(str(path), f"is not a stack: expected one of {suffixes}, or a folder of slices or frames")
     stack: Stack = import_module(f"tubelet.data.stacks.{module}").open_stack(path)
     return stack
 
@@ -110,7 +112,13 @@ def read_frames_of(stack: Stack, path: str, indices: np.ndarray) -> np.ndarray:
     return pixels if len(distinct) == len(indices) and (distinct == indices).all() else pixels[inverse]
 
 
-def _is_slices(path: str | Path) -> bool:
-    from tubelet.data.stacks.dicom import is_series_folder
-
-    return not is_url(str(path)) and is_series_folder(Path(path))
+def _module_of_folder(path: str | Path) -> str:
+    """The module that reads a folder of slices or frames; empty for any other path."""
+    if is_url(str(path)) or not Path(path).is_dir():
+        return ""
+    try:
+        suffixes = {suffix_of(name) for name in os.listdir(path) if not is_hidden(name)}  # noqa: PTH208 - half the time
+    except OSError:
+        return ""
+    slices, frames = suffixes & set(STACK_FORMATS["dicom"]), suffixes & IMAGE_SUFFIXES
+    return "dicom" if slices else "image_sequence" if frames else ""

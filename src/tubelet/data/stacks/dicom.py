@@ -71,14 +71,6 @@ class _SliceHeader:
     fault: str
 
 
-def is_series_folder(path: Path) -> bool:
-    """Whether a path is a folder with DICOM files."""
-    try:
-        return path.is_dir() and any(map(_is_dicom, path.iterdir()))
-    except OSError:
-        return False
-
-
 def series_of(paths: Sequence[str]) -> list[tuple[str, int]]:
     """The stack or image that each of some files belongs to.
 

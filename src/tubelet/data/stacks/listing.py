@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tubelet.data.file_types import IMAGE_SUFFIXES, STACK_FORMATS, STACK_SUFFIXES, VIDEO_SUFFIXES, names_with
+from tubelet.data.stacks import is_stack
 from tubelet.data.stacks.dicom import series_of, slices_of
 from tubelet.data.stacks.numpy_array import may_be_frames
 from tubelet.data.stacks.tiff import has_pages
@@ -41,19 +42,23 @@ def is_zarr(name: str) -> bool:
     return name.lower().endswith(STACK_FORMATS["zarr_array"])
 
 
-def kinds_of(files: pa.ChunkedArray, is_folder: bool) -> FileKinds:
+def kinds_of(files: pa.ChunkedArray, is_folder: bool, are_listed: bool = False) -> FileKinds:
     """Find the videos, images and stacks: by suffix, and TIFF, NumPy and DICOM files on this machine by their headers.
 
     Args:
         files: (N,) large_binary, names in the file system's encoding.
         is_folder: whether they are what a folder contains, rather than named by a glob or list: then arrays of NumPy
             are stacks only where there are no other media, since they may as well be labels or features.
+        are_listed: whether they are named one by one, as by a list: then folders of frames or slices are stacks.
 
     Raises:
         MissingPackageError: there are DICOM files, and pydicom is not installed.
     """
     video, image = (_matches(files, suffixes) for suffixes in (VIDEO_SUFFIXES, IMAGE_SUFFIXES))
     stack = np.zeros(len(files), bool) if (video | image).all() else _matches(files, STACK_SUFFIXES)
+    if are_listed and not (video | image | stack).all():
+        for row in np.flatnonzero(~(video | image | stack)).tolist():
+            stack[row] = is_stack(_path(files, row))
     repeated, unread = np.zeros(len(files), bool), 0
     paged = [row for row in _local(files, _TIFF) if has_pages(_path(files, row))] if image.any() else []
     image[paged], stack[paged] = False, True
