@@ -218,6 +218,7 @@ def test_a_source_that_is_not_there_is_named(tmp_path, command):
     "arguments",
     [
         ("convert", "model.safetensors", "model.pt", "--license", "mit"),
+        ("convert", "model.safetensors", "head.safetensors", "--to", "head", "--license", "mit"),
         ("convert", "model.safetensors", "folder", "--images"),
         ("convert", "model.safetensors", "model.onnx", "--with-predictor"),
         ("convert", "model.safetensors", "model.pt2", "--int8"),

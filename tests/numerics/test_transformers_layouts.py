@@ -45,8 +45,11 @@ def saved(folder, config=CONFIG, predictor=False):
 
 def test_vjepa2_0_is_a_model_of_transformers(tmp_path):
     theirs = build(tmp_path / "theirs")
-    message = convert_to(tmp_path / "theirs", tmp_path / "out", "transformers", LoadSpec(), image_size=32, frames=4)
-    assert "VJEPA2Model" in message
+    Convert(
+        model=str(tmp_path / "theirs"), out=tmp_path / "out", to="transformers", image_size=32, frames=4, license="mit"
+    ).run()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: mit" in card and "library_name: transformers" in card and "import tubelet" not in card
     model, info = transformers.AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert type(model) is transformers.VJEPA2Model
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -58,7 +61,8 @@ def test_vjepa2_0_is_a_model_of_transformers(tmp_path):
     assert not outputs.predictor_output.last_hidden_state.any()
     again = tubelet.load(tmp_path / "out", **CPU)
     assert again.fingerprint == tubelet.load(tmp_path / "theirs", **CPU).fingerprint
-    assert "clips of 4 x 32 x 32" in convert_to(tmp_path / "out", tmp_path / "again", "transformers", LoadSpec())
+    message = convert_to(tmp_path / "out", tmp_path / "again", "transformers", LoadSpec())
+    assert "VJEPA2Model of transformers, for clips of 4 x 32 x 32, with its card" in message
     assert json.loads((tmp_path / "out" / "video_preprocessor_config.json").read_text())["size"]["shortest_edge"] == 36
 
 

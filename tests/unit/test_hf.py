@@ -1,11 +1,13 @@
 """Models of this package as models of transformers: Auto classes, pipeline, Trainer, peft."""
 
 import importlib
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 import tubelet
@@ -41,9 +43,30 @@ def folder(tmp_path_factory):
         parameter.mul_(0.05)
     head.save(root / "head.safetensors")
     Convert(
-        model=str(root / "encoder"), out=root / "classifier", to="transformers", head=root / "head.safetensors"
+        model=str(root / "encoder"),
+        out=root / "classifier",
+        to="transformers",
+        head=root / "head.safetensors",
+        license="mit",
     ).run()
     return root
+
+
+def test_the_card_of_a_folder_has_code_that_runs_as_it_is(hf, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    results = {}
+    for name, license, tag in (
+        ("base", "unknown", "image-feature-extraction"),
+        ("classifier", "mit", "video-classification"),
+    ):
+        card = ModelCard.load(folder / name / "README.md")
+        assert (card.data.license, card.data.pipeline_tag, card.data.library_name) == (license, tag, "tubelet")
+        (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+        exec(code.replace("this repository's id, or the directory", str(folder / name)), results)
+    assert results["features"].shape == tubelet.load(folder / "base", **CPU).encode(folder / "video.mp4").tokens.shape
+    classes = tubelet.load_head(folder / "head.safetensors").spec.classes
+    assert {score["label"] for score in results["scores"]} <= {*classes}
+    assert f"With a head for {len(classes)} classes: {', '.join(classes)}." in card.text
 
 
 def test_the_auto_classes_give_what_encode_gives(hf, folder):

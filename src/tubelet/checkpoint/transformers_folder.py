@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tubelet.checkpoint.hub import WEIGHTS_FILE
+from tubelet.checkpoint.hub import CARD_FILE, WEIGHTS_FILE, card_description
 from tubelet.checkpoint.transformers import Values
 from tubelet.data.clips import IMAGENET_MEAN, IMAGENET_STD
 from tubelet.io.files import atomic_write, directory_lock, file_errors
@@ -21,8 +22,10 @@ _LOCK = ".convert.lock"
 _BILINEAR = 2
 
 
-def write_folder(out: Path, values: Values, tensors: Mapping[str, Tensor], processor: Values, model_id: str) -> None:
-    """Write a model of `transformers`.
+def write_folder(
+    out: Path, values: Values, tensors: Mapping[str, Tensor], processor: Values, model_id: str, card: ModelCard
+) -> str:
+    """Write a model of `transformers`, and its card as README.md, unless there is one.
 
     Args:
         out: the folder.
@@ -30,6 +33,10 @@ def write_folder(out: Path, values: Values, tensors: Mapping[str, Tensor], proce
         tensors: tensors by name.
         processor: fields of video_preprocessor_config.json.
         model_id: name and fingerprint of the encoder.
+        card: the model card.
+
+    Returns:
+        which card is in the folder, for a message.
 
     Raises:
         FileError: if the folder has files that this package did not write, or cannot be written.
@@ -45,6 +52,11 @@ def write_folder(out: Path, values: Values, tensors: Mapping[str, Tensor], proce
             for name, fields in (("video_preprocessor_config.json", processor), ("config.json", values)):
                 with atomic_write(out / name) as partial:
                     partial.write_text(json.dumps(fields | mark, indent=2) + "\n", encoding="utf-8")
+            description = card_description(out)
+            if not (out / CARD_FILE).exists():
+                with atomic_write(out / CARD_FILE) as partial:
+                    partial.write_text(str(card), encoding="utf-8")
+            return description
         finally:
             (out / _LOCK).unlink(missing_ok=True)  # the directory is uploaded as it is
 

@@ -81,20 +81,21 @@ class Convert(Command):
             ("--int8", self.int8, self.out.suffix == ".onnx"),
             ("--head", with_head, exported or self.to in ("transformers", "head")),
             ("--class-names", self.class_names is not None, self.to == "head"),
-            ("--license", self.license is not None, folder and self.to is None),
+            ("--license", self.license is not None, folder),
             ("--to", self.to is not None, folder if self.to in _FOLDERS else self.out.suffix == ".safetensors"),
             ("--image-size", self.image_size is not None, sized),
             ("--frames", self.frames is not None, sized and not self.preprocess),
         ):
             if is_set and not applies:
                 raise ConfigError(f"{option} has no effect for {self.out}; remove it")
+        license = self.license or "unknown"
         spec = LoadSpec(self.encoder, self.with_predictor, self.heads, self.predictor_heads, self.levels)
         if exported:
             summary = self._export(spec)
         elif self.to is None and not gguf:
             from tubelet.pretrained.convert import convert
 
-            summary = convert(self.model, self.out, spec, self.license or "unknown")
+            summary = convert(self.model, self.out, spec, license)
         elif self.to == "head":
             from tubelet.heads.head_import import import_head, read_class_names
 
@@ -107,14 +108,15 @@ class Convert(Command):
         elif self.head is None:
             from tubelet.pretrained.convert import convert_to
 
-            summary = convert_to(self.model, self.out, self.to or "gguf", spec, self.image_size, self.frames)
+            layout = self.to or "gguf"
+            summary = convert_to(self.model, self.out, layout, spec, self.image_size, self.frames, license)
         else:
             from tubelet.heads.head_file import load_head
             from tubelet.heads.head_folder import write_classifier
             from tubelet.pretrained.load import load_unplaced
 
             check_output(self.out, "transformers", [self.model, self.head])
-            summary = write_classifier(load_unplaced(self.model, spec), load_head(self.head), self.out)
+            summary = write_classifier(load_unplaced(self.model, spec), load_head(self.head), self.out, license)
         print_wrapped(open_console(), summary)
 
     def _export(self, spec: "LoadSpec") -> str:

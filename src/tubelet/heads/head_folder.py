@@ -14,7 +14,7 @@ from tubelet.pretrained.backbone import Backbone
 _TASKS = {"classification": "single_label_classification", "multilabel": "multi_label_classification"}
 
 
-def write_classifier(model: Backbone, head: Head, out: Path) -> str:
+def write_classifier(model: Backbone, head: Head, out: Path, license: str = "unknown") -> str:
     """Write an encoder and a head of clips as a folder of the `transformers` package.
 
     A V-JEPA 2.0 encoder with an attentive head on all tokens of its last level becomes transformers' own
@@ -24,6 +24,7 @@ def write_classifier(model: Backbone, head: Head, out: Path) -> str:
         model: the encoder that the head was trained on.
         head: a head for the classes of clips.
         out: the folder.
+        license: license of the weights, for the model card.
 
     Returns:
         A message about what was written.
@@ -61,8 +62,11 @@ def write_classifier(model: Backbone, head: Head, out: Path) -> str:
                 "fps": spec.input.fps,
             }
             tensors = {f"vjepa2.{name}": value for name, value in tensors.items()} | probe
-            write_folder(out, values, tensors, vjepa2_processor(size), model.model_id)
-            return f"{out}: {model.model_id} with {len(spec.classes)} classes as VJEPA2ForVideoClassification"
+            model_card = model.generate_model_card(license, {}, "VJEPA2ForVideoClassification", spec.classes)
+            card = write_folder(out, values, tensors, vjepa2_processor(size), model.model_id, model_card)
+            return (
+                f"{out}: {model.model_id} with {len(spec.classes)} classes as VJEPA2ForVideoClassification, with {card}"
+            )
     identity = {"name": model.name, "encoder_name": model.encoder_name, "image_size": size, "num_frames": frames}
     values, tensors = to_tubelet(encoder, {}, model.config, identity)
     values |= labels | {
@@ -78,10 +82,11 @@ def write_classifier(model: Backbone, head: Head, out: Path) -> str:
     tensors = {f"tubelet.{name}": value for name, value in tensors.items()}
     tensors |= {f"head.{name}": value for name, value in head.network.state_dict().items()}
     processor = tubelet_processor(size, frames, spec.input.fps, spec.input.resize)
-    write_folder(out, values, tensors, processor, model.model_id)
+    model_card = model.generate_model_card(license, {}, "TubeletForVideoClassification", spec.classes)
+    card = write_folder(out, values, tensors, processor, model.model_id, model_card)
     return (
         f"{out}: {model.model_id} with {len(spec.classes)} classes as TubeletForVideoClassification, which "
-        f"`import tubelet.hf` registers{reason}"
+        f"`import tubelet.hf` registers{reason}, with {card}"
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from tubelet.checkpoint.gguf import write_encoder_gguf
-from tubelet.checkpoint.hub import WEIGHTS_FILE, save_encoder
+from tubelet.checkpoint.hub import WEIGHTS_FILE, card_description, save_encoder
 from tubelet.checkpoint.mlx import write_mlx
 from tubelet.checkpoint.native_clip import NativeClip
 from tubelet.checkpoint.registry import resolve_checkpoint
@@ -84,6 +84,7 @@ def convert_to(
     spec: LoadSpec,
     image_size: int | None = None,
     frames: int | None = None,
+    license: str = "unknown",
 ) -> str:
     """Write a model in a layout of another program.
 
@@ -98,6 +99,7 @@ def convert_to(
         image_size: side of the images that the video processor gives, and that the positions of `VJEPA2Model` refer to;
             None is the model's own, see `NativeClip`.
         frames: frames of a clip; None is the model's own.
+        license: license of the weights, for the model card of a folder.
 
     Returns:
         A message about what was written.
@@ -109,7 +111,8 @@ def convert_to(
     in_file = layout in ("mlx", "gguf")
     if not in_file and (out.suffix in (".pt", ".safetensors", ".gguf", *_FOREIGN) or out.is_file()):
         raise ConfigError(f"{out}: --to {layout} writes a folder, expected a name without a suffix")
-    check_output(out, layout if in_file else "transformers", _read_from(resolve_checkpoint(name_or_path)))
+    path = resolve_checkpoint(name_or_path)
+    check_output(out, layout if in_file else "transformers", _read_from(path))
     model, vjepa2_predictor = _load_with_vjepa2_predictor(name_or_path, layout, spec)
     require_colors(model.config, out)
     clip = model.native_clip._replace(frames=frames or model.native_clip.frames)
@@ -130,8 +133,9 @@ def convert_to(
         processor, note = vjepa2_processor(clip.image_size), "vjepa21, for the code of the ports on the Hub"
     else:
         values, tensors, processor, note = transformers_files(model, clip, vjepa2_predictor)
-    write_folder(out, values, tensors, processor, model.model_id)
-    return f"{out}: {model.model_id} as {note}, for clips of {shape}"
+    card = model.generate_model_card(license, _metrics(path), values["architectures"][0])
+    card_text = write_folder(out, values, tensors, processor, model.model_id, card)
+    return f"{out}: {model.model_id} as {note}, for clips of {shape}, with {card_text}"
 
 
 def _load_with_vjepa2_predictor(
@@ -197,9 +201,7 @@ def _convert(name_or_path: str | Path, out: Path, spec: LoadSpec, license: str) 
     if out.suffix == ".safetensors":
         save_encoder(out, model.state_dict(), model.config, model.name, model.encoder_name, model.native_clip)
         return f"{out}: {model.model_id}"
-    card = "its card"
-    if (out / "README.md").exists():
-        card = "the existing README.md (delete it for a new card)"
+    card = card_description(out)
     with file_errors(out, "choose another directory"):
         model.save_pretrained(out, model_card_kwargs={"license": license, "metrics": _metrics(path)})
     return f"{out}: {model.model_id} with {card}; push_to_hub uploads it"

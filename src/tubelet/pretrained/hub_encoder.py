@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -148,16 +148,18 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
             partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def generate_model_card(
-        self, license: str = "unknown", metrics: Mapping[str, float] | None = None, **_: Any
+        self,
+        license: str = "unknown",
+        metrics: Mapping[str, float] | None = None,
+        architecture: str = "",
+        classes: Sequence[str] = (),
+        **_: Any,
     ) -> ModelCard:
-        """The card that `save_pretrained` and `push_to_hub` write, by their `model_card_kwargs`.
-
-        Args:
-            license: license of the weights, one of the Hub's identifiers.
-            metrics: evaluation metrics by name.
-        """
+        """The card that `save_pretrained` and `push_to_hub` write, by their `model_card_kwargs`; see `model_card`."""
         parameters = sum(p.numel() for p in self.parameters())
-        return model_card(self.config, self.model_id, self.encoder_name, parameters, license, metrics or {})
+        return model_card(
+            self.config, self.model_id, self.encoder_name, parameters, license, metrics or {}, architecture, classes
+        )
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
