@@ -371,6 +371,11 @@ WRONG = {
         None,
         ["^line 6: label is empty; .* .the task is classification, because .* --task timeline.$"],
     ),
+    "a whole file among spans": (
+        "path,start_s,end_s,label\na.mp4,0,1,x\na.mp4,2,3,x\nb.mp4,,,\nvfr.mkv,,,y\na.jpg,,,y\n",
+        None,
+        ["^line 4: label is empty; .* .the task is classification, because .*, and line 5 is about a whole file"],
+    ),
     "empty label": (
         "path,label\na.mp4,x\nb.mp4,x\na.jpg,y\nb.jpg,y\nvfr.mkv,\n",
         None,

@@ -64,10 +64,12 @@ def _task_of_labels(table: LabelTable) -> tuple[str, str]:
         timeline = "; to find when they begin and end in whole videos, use --task timeline" if spans else ""
         at = table.place_of(several)
         return "multilabel", f"several classes are present at once ({at}){timeline}"
-    if whole := next((row for row in table.rows if spans and row.start_s is None), None):
+    whole = [row for row in table.rows if row.start_s is None]
+    if spans and whole:
+        deciding = next((row for row in whole if row.labels), whole[0])
         return "classification", (
-            f"each row has one class, and {table.place_of(whole)} is about a whole file; --task timeline needs a start "
-            "and an end in each row"
+            f"each row has one class, and {table.place_of(deciding)} is about a whole file; --task timeline needs a "
+            "start and an end in each row with a label"
         )
     if spans:
         return "classification", (

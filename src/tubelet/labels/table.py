@@ -306,18 +306,18 @@ def _unused_faults(
     """Columns that must be renamed for anything to be learned; what else may surprise is logged."""
     faults: list[tuple[int, str]] = []
     lacking = [name for name in COLUMNS if name not in columns]
-    for column in (*texts, *empty):
-        hint = nearest(column, lacking)
-        if hint and not (targets or learned):
-            faults.append((0, f"header: column {column!r} is unknown{hint}; rename it"))
-        else:
-            logger.warning("column %s of the labels is not used: it does not have numbers%s", column, hint)
+    hints = {column: nearest(column, lacking) for column in (*texts, *empty)}
+    if not (targets or learned):
+        misspelled = [(column, hint) for column, hint in hints.items() if hint]
+        faults += [(0, f"header: column {column!r} is unknown{hint}; rename it") for column, hint in misspelled]
+        if len(texts) > 1 and not faults:
+            names = ", ".join(texts)
+            faults.append((0, f"header: has no column label; rename the one of {names} that has the classes to label"))
+    for column, hint in hints.items() if not faults else ():
+        logger.warning("column %s of the labels is not used: it does not have numbers%s", column, hint)
     for column in targets:
         if hint := nearest(column, lacking):
             logger.warning("column %s of the labels is taken for numbers to predict%s", column, hint)
-    if len(texts) > 1 and not (targets or learned or faults):
-        names = ", ".join(texts)
-        faults.append((0, f"header: has no column label; rename the one of {names} that has the classes to label"))
     return faults
 
 
