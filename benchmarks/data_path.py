@@ -85,10 +85,10 @@ def reading(source: Path, config: TrainConfig, workers: int) -> float:
     begin = 2 * workers
     for _ in range(begin):
         next(loader)
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     for _ in range(2 * begin):
         assert next(loader).failure is None
-    return 2 * begin * config.batch_size / (time.perf_counter() - began)
+    return 2 * begin * config.batch_size / (time.perf_counter() - start_s)
 
 
 def main(

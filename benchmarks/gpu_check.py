@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import gpu_sections as sections
-from benchmarks.gpu_sections import Check, Found
+from benchmarks.gpu_sections import Check, Measurements
 
 
 class Section(NamedTuple):
@@ -35,7 +35,7 @@ class Section(NamedTuple):
         seconds: time limit.
     """
 
-    run: Callable[[Check, Found], None]
+    run: Callable[[Check, Measurements], None]
     seconds: float
 
 
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"torch {torch.__version__} finds no CUDA device; --smoke runs tiny sizes on the CPU")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / FILE
-    results: dict[str, Found] = json.loads(path.read_text()) if path.exists() else {}
+    results: dict[str, Measurements] = json.loads(path.read_text()) if path.exists() else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":  # takes seconds, and must not be interrupted
         import_module("torch._dynamo")
@@ -83,12 +83,12 @@ def main(arguments: list[str] | None = None) -> int:
     return int(any("FAILED" in problem for problem in problems))
 
 
-def run_section(section: Section, check: Check) -> Found:
+def run_section(section: Section, check: Check) -> Measurements:
     """Results of a section, its time, and the reason if it ended early."""
-    found: Found = {}
-    began = time.monotonic()
+    found: Measurements = {}
+    start_s = time.monotonic()
     seconds = section.seconds * (20 if check.smoke else 1)  # a CPU may be slow or busy
-    check.deadline = began + seconds
+    check.deadline = start_s + seconds
     try:
         with sections.time_limit(seconds):
             section.run(check, found)
@@ -102,7 +102,7 @@ def run_section(section: Section, check: Check) -> Found:
     except Exception:  # continue with the other sections after any error
         found["error"] = traceback.format_exc()[-3000:]
     sections.release_memory()
-    found["seconds"] = time.monotonic() - began
+    found["seconds"] = time.monotonic() - start_s
     return rounded(found)
 
 
@@ -115,7 +115,7 @@ def rounded(value: Any) -> Any:
     return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def problems_of(name: str, found: Found) -> list[str]:
+def problems_of(name: str, found: Measurements) -> list[str]:
     """Lines for skipped parts and failed checks of a section."""
     lines = [f"{name}: {kind}: {found[kind]}" for kind in ("skipped", "stopped") if kind in found]
     for row, value in found.items():
@@ -126,7 +126,7 @@ def problems_of(name: str, found: Found) -> list[str]:
     return lines + [f"{name}: FAILED: {text}" for text, passed in found.get("checks", {}).items() if not passed]
 
 
-def markdown(results: dict[str, Found]) -> str:
+def markdown(results: dict[str, Measurements]) -> str:
     """Tables of the results, for docs/performance.md."""
     about, peak = results.get("environment", {}), results.get("ceilings", {})
     versions = [f"{name} {about[key]}" for name, key in VERSIONS.items() if about.get(key)]
@@ -175,12 +175,12 @@ STEP_TITLES = (
 STEP_COLUMNS = tuple((key, form) for _, key, form in STEP_TITLES)
 
 
-def rows_of(results: dict[str, Found], section: str) -> list[tuple[str, Found]]:
+def rows_of(results: dict[str, Measurements], section: str) -> list[tuple[str, Measurements]]:
     """A section's rows."""
     return [(name, row) for name, row in results.get(section, {}).items() if isinstance(row, dict) and name != "checks"]
 
 
-def cell(row: Found, key: str, form: str) -> str:
+def cell(row: Measurements, key: str, form: str) -> str:
     """A cell of a table: the value, or why the row has none."""
     if key in row:
         return format(row[key], form)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-Found = dict[str, Any]
+Measurements = dict[str, Any]
 PACKAGES = ("numpy", "av", "tyro", "safetensors", "pyarrow", "torchcodec", "torchao", "transformers", "timm", "triton")
 LATE_STEP = 200_000  # λ is at its full value
 
@@ -42,7 +42,7 @@ class Check:
 
     device: torch.device
     smoke: bool
-    results: dict[str, Found]
+    results: dict[str, Measurements]
     deadline: float = math.inf
 
     @property
@@ -65,7 +65,7 @@ def release_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def environment(check: Check, found: Found) -> None:
+def environment(check: Check, found: Measurements) -> None:
     """Versions, the device, and the attention kernels that PyTorch selects."""
     found |= {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "python": platform.python_version()}
     found["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -94,7 +94,7 @@ def environment(check: Check, found: Found) -> None:
         found["attention_order"] = list(torch._C._get_sdp_priority_order())
 
 
-def ceilings(check: Check, found: Found) -> None:
+def ceilings(check: Check, found: Measurements) -> None:
     """Limits of the device: rates of matrix products and copies, and the time of a kernel launch."""
     from benchmarks.measure import matrix_rate, seconds_per_call, synchronize
 
@@ -112,11 +112,11 @@ def ceilings(check: Check, found: Found) -> None:
         found["host_to_device_gb_per_s"] = 2**28 / seconds / 1e9
     small = torch.zeros(8, device=device)
     synchronize(device)
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     for _ in range(1000):
         small.add_(1.0)
     synchronize(device)
-    found["us_per_small_kernel"] = 1e3 * (time.perf_counter() - began)
+    found["us_per_small_kernel"] = 1e3 * (time.perf_counter() - start_s)
 
 
 def tiny_config(precision: str) -> Any:
@@ -162,7 +162,7 @@ class TinyRun:
         return [float(self.step(i)["loss"]) for i in range(len(self.data))]
 
 
-def correctness(check: Check, found: Found) -> None:
+def correctness(check: Check, found: Measurements) -> None:
     """Losses on the CPU and on the device, steps that must be skipped, and whether runs repeat exactly."""
     cpu = torch.device("cpu")
     cases = (("cpu_fp32", cpu, "fp32"), ("device_fp32", check.device, "fp32"), ("device_bf16", check.device, "bf16"))
@@ -214,7 +214,7 @@ def run_state(run: TinyRun) -> Iterator[torch.Tensor]:
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
-def sync(check: Check, found: Found) -> None:
+def sync(check: Check, found: Measurements) -> None:
     """Whether a step synchronizes with the host, by CUDA's synchronization debug mode, which raises an error if so."""
     run = TinyRun(check.device, "bf16")
     run.step(0)
@@ -242,7 +242,7 @@ ATTENTION = (
 )
 
 
-def attention(check: Check, found: Found) -> None:
+def attention(check: Check, found: Measurements) -> None:
     """Milliseconds of attention, forward and backward, for a new and for a repeated sequence length."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -277,7 +277,7 @@ def attention(check: Check, found: Found) -> None:
             }
 
 
-def loop(check: Check, found: Found) -> None:
+def loop(check: Check, found: Measurements) -> None:
     """`train`: workers, pinned memory, delayed metrics, collapse checks, checkpoints, and resuming."""
     import numpy as np
 
@@ -310,7 +310,7 @@ STEP_CASES = (("vit-l", 12, 12), ("vit-s", 12, 12), ("vit-g", 12, 12), ("vit-l",
 STEP_IMPLEMENTATIONS = ("compiled", "eager", "reference")
 
 
-def steps(check: Check, found: Found) -> None:
+def steps(check: Check, found: Measurements) -> None:
     """Seconds, samples per second, MFU, memory and kernels of whole steps: compiled, eager, and the specification's."""
     cases = (("vit-pico", 1, 1),) if check.smoke else STEP_CASES
     for model, videos, images in cases:
@@ -329,7 +329,7 @@ def steps(check: Check, found: Found) -> None:
     release_memory()
 
 
-def measure_step(check: Check, model: str, videos: int, images: int, implementation: str, row: Found) -> None:
+def measure_step(check: Check, model: str, videos: int, images: int, implementation: str, row: Measurements) -> None:
     """Measure one implementation of one case, from its first step on."""
     from benchmarks.measure import seconds_per_call, synchronize
     from benchmarks.train_step import build_package_step, build_reference_step, random_step, step_flops
@@ -351,7 +351,7 @@ def measure_step(check: Check, model: str, videos: int, images: int, implementat
     device, known = check.device, [random_step(config, seed, counts) for seed in range(1 if check.smoke else 3)]
     row["tflop"] = step_flops(config, known) / 1e12
     torch.manual_seed(0)
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     if implementation == "reference":
         disable_cudnn_attention(device)  # as the package does
         step = build_reference_step(config, device)
@@ -360,11 +360,11 @@ def measure_step(check: Check, model: str, videos: int, images: int, implementat
     for batch in known * 2:  # the second time at full speed: plans, graphs and the allocator's blocks are there
         step(batch)
     synchronize(device)
-    row["setup_s"] = time.perf_counter() - began
+    row["setup_s"] = time.perf_counter() - start_s
 
     def every(batches: list[Any]) -> Callable[[], object]:
-        turns = iter(batches)
-        return lambda: step(next(turns))
+        batch_iterator = iter(batches)
+        return lambda: step(next(batch_iterator))
 
     rounds = [seconds_per_call(every(known * 2), device, len(known) * 2) for _ in range(1 if check.smoke else 2)]
     row["s_per_step"] = statistics.median(rounds)
@@ -379,7 +379,7 @@ def measure_step(check: Check, model: str, videos: int, images: int, implementat
         row |= profile_kernels(every(known), len(known))
 
 
-def profile_kernels(step: Callable[[], object], steps: int) -> Found:
+def profile_kernels(step: Callable[[], object], steps: int) -> Measurements:
     """Kernels of a step, the fraction of its time without a kernel, and the most expensive kernels."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -392,7 +392,7 @@ def profile_kernels(step: Callable[[], object], steps: int) -> Found:
     return kernel_summary([(e.name, e.time_range.start, e.time_range.end) for e in kernels], steps)
 
 
-def kernel_summary(kernels: list[tuple[str, float, float]], steps: int) -> Found:
+def kernel_summary(kernels: list[tuple[str, float, float]], steps: int) -> Measurements:
     """Statistics of kernels, each a name and the microseconds at which it begins and ends."""
     if not kernels:
         return {}
@@ -410,7 +410,7 @@ def kernel_summary(kernels: list[tuple[str, float, float]], steps: int) -> Found
     }
 
 
-def encode(check: Check, found: Found) -> None:
+def encode(check: Check, found: Measurements) -> None:
     """Clips per second of the package, compiled or not, and of `transformers`; images per second, also of `timm`."""
     from benchmarks.encode import Sizes, package_encoder, timm_encoder, transformers_encoder
     from benchmarks.measure import seconds_per_call
@@ -448,7 +448,7 @@ def encode(check: Check, found: Found) -> None:
             row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
 
 
-def data(check: Check, found: Found) -> None:
+def data(check: Check, found: Measurements) -> None:
     """Clips per second of the data workers, from shards and from source files, compared with the measured steps."""
     from benchmarks.data_path import reading
     from benchmarks.videos import make_videos

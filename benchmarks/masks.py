@@ -32,11 +32,11 @@ CLIPS = (Clips(16, 256), Clips(64, 384))
 def cpu_seconds(config: TrainConfig, videos: int, groups: list[int], steps: int) -> float:
     """Processor time of a step's masks in some groups, mean over steps."""
     grid = config.model.grid(config.data.frames, config.data.image_size, config.data.image_size)
-    began = time.process_time()
+    start_s = time.process_time()
     for step in range(steps):
         for group in groups:
             group_masks(config, Modality.VIDEO, grid, videos, step, group)
-    return (time.process_time() - began) / steps
+    return (time.process_time() - start_s) / steps
 
 
 def main(videos: int = 1536, processes: int = 64, group: int = 24, steps: int = 10) -> None:

@@ -49,9 +49,9 @@ def kills(*, videos: int = 500, times: int = 5, workers: int = 1, seed: int = 0)
         heads = _write_heads(folder, seed)
         words = [*heads, str(folder / "videos"), "--model", str(folder / "encoder"), "--workers", str(workers)]
         command = [sys.executable, "-c", _CODE, "predict", *words, "--out"]
-        began = time.monotonic()
+        start_s = time.monotonic()
         subprocess.run([*command, str(folder / "undisturbed")], check=True, stdout=subprocess.DEVNULL)
-        console.print(f"undisturbed: {time.monotonic() - began:.0f} s")
+        console.print(f"undisturbed: {time.monotonic() - start_s:.0f} s")
         out = folder / "killed"
         for number in range(times):
             before = _parts(out)

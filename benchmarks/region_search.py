@@ -61,8 +61,10 @@ def choose_queries(truths: dict[str, ClipTruth], at_s: float, count: int) -> lis
     rng = np.random.default_rng(0)
     for queries in found.values():
         rng.shuffle(queries)  # type: ignore[arg-type]
-    turns = [queries[i] for i in range(max(map(len, found.values()))) for queries in found.values() if i < len(queries)]
-    return turns[:count]
+    interleaved = [
+        queries[i] for i in range(max(map(len, found.values()))) for queries in found.values() if i < len(queries)
+    ]
+    return interleaved[:count]
 
 
 def contains_class(truth: ClipTruth, hit: Hit, label: int) -> bool:

@@ -74,7 +74,7 @@ def run_cell(cell: str, tests: list[str], torch_index: str | None, keep: bool) -
     if found is None:
         return f"not run: no Python {python} here"
     folder = ROOT / ".venv-matrix" / cell
-    began = time.monotonic()
+    start_s = time.monotonic()
     try:
         subprocess.run([found, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
@@ -85,7 +85,9 @@ def run_cell(cell: str, tests: list[str], torch_index: str | None, keep: bool) -
         code = subprocess.run(
             [str(folder / "bin" / "python"), "-m", "pytest", *tests], cwd=ROOT, check=False
         ).returncode
-        return f"{'passed' if code == 0 else f'FAILED (exit code {code})'} in {(time.monotonic() - began) / 60:.1f} min"
+        return (
+            f"{'passed' if code == 0 else f'FAILED (exit code {code})'} in {(time.monotonic() - start_s) / 60:.1f} min"
+        )
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)

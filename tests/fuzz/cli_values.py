@@ -185,11 +185,11 @@ def run(words: list[str], invalid: bool, seeds: Path, folder: Path) -> None:
     if not code:
         assert not invalid, f"accepted: {words}"
         return
-    said = errors.getvalue()
-    assert code in (1, 2) and said.strip(), f"exit code {code} without a reason: {words}"
-    assert code == 2 or (said.startswith("error: ") and "Traceback" not in said), said
+    printed = errors.getvalue()
+    assert code in (1, 2) and printed.strip(), f"exit code {code} without a reason: {words}"
+    assert code == 2 or (printed.startswith("error: ") and "Traceback" not in printed), printed
     assert invalid is False or set(folder.rglob("*")) == before, f"written before it was refused: {words}"
-    raise TubeletError(said.removeprefix("error: ").strip() if code == 1 else "not understood by the parser")
+    raise TubeletError(printed.removeprefix("error: ").strip() if code == 1 else "not understood by the parser")
 
 
 def _work(*arguments: Any, **options: Any) -> None:

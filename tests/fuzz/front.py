@@ -68,10 +68,10 @@ def read(kind: str, path: Path, way: int) -> str:
     try:
         READERS[kind](path, way)
     except TubeletError as error:
-        said = str(error)
-        assert said.strip(), "a refusal gives no reason"
-        assert "\n" not in said, f"a refusal is of several lines: {said!r}"
-        return said.replace(str(path), "FILE").replace(str(path.parent), "FOLDER")
+        message = str(error)
+        assert message.strip(), "a refusal gives no reason"
+        assert "\n" not in message, f"a refusal is of several lines: {message!r}"
+        return message.replace(str(path), "FILE").replace(str(path.parent), "FOLDER")
     return "read"
 
 

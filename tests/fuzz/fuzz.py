@@ -48,7 +48,7 @@ class Outcome:
         number: of the input.
         kind: of the input.
         name: of its file.
-        said: "read", the reason of a refusal, or what was found.
+        verdict: "read", the reason of a refusal, or what was found.
         fault: whether it is a finding.
         cpu_s: seconds that reading it took.
         peak_mb: largest resident memory of the process meanwhile, its libraries included.
@@ -57,7 +57,7 @@ class Outcome:
     number: int
     kind: str
     name: str
-    said: str
+    verdict: str
     fault: bool
     cpu_s: float
     peak_mb: float
@@ -89,16 +89,16 @@ def measure(number: int, kind: str, name: str, data: bytes, folder: Path, seeds:
     _forget_peak()
     start, fault = time.process_time(), False
     try:
-        said = read(kind, path, number // 100)
+        verdict = read(kind, path, number // 100)
     except Exception:
-        said, fault = traceback.format_exc(limit=-6), True
+        verdict, fault = traceback.format_exc(limit=-6), True
     cpu_s, peak_mb = time.process_time() - start, _peak_mb()
     # The first command line of its kind imports all that the command needs.
     if cpu_s > MAX_CPU_S * (2 if kind == "cli" else 1):
-        said, fault = f"took {cpu_s:.1f} s; {said}", True
+        verdict, fault = f"took {cpu_s:.1f} s; {verdict}", True
     if peak_mb > MAX_MB:
-        said, fault = f"took {peak_mb:.0f} MB; {said}", True
-    return Outcome(number, kind, name, said, fault, round(cpu_s, 3), round(peak_mb))
+        verdict, fault = f"took {peak_mb:.0f} MB; {verdict}", True
+    return Outcome(number, kind, name, verdict, fault, round(cpu_s, 3), round(peak_mb))
 
 
 def _forget_peak() -> None:
@@ -165,12 +165,12 @@ class _Worker:
             return self._lost(f"no answer in {MAX_WALL_S:.0f} s")
         return None
 
-    def _lost(self, said: str) -> Outcome:
+    def _lost(self, verdict: str) -> Outcome:
         number = self.number or 0
         kind, name, _ = make(self.given[0], self.given[1], number, self.given[3])
         took_s = time.monotonic() - self.since
         self.begin()
-        return Outcome(number, kind, name, said, True, round(took_s, 3), 0)
+        return Outcome(number, kind, name, verdict, True, round(took_s, 3), 0)
 
     def end(self) -> None:
         self.process.kill()
@@ -208,7 +208,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, Any]:
     """Numbers of a run."""
     by_kind: dict[str, Counter[str]] = {}
     for outcome in outcomes:
-        what = "findings" if outcome.fault else "read" if outcome.said == "read" else "refused"
+        what = "findings" if outcome.fault else "read" if outcome.verdict == "read" else "refused"
         by_kind.setdefault(outcome.kind, Counter())[what] += 1
     slowest = max(outcomes, key=lambda outcome: outcome.cpu_s)
     largest = max(outcomes, key=lambda outcome: outcome.peak_mb)
@@ -245,7 +245,7 @@ def main() -> None:
             if outcome.fault:
                 kind, name, data = make(seeds, arguments.seed, outcome.number, arguments.kinds)
                 (out / f"{kind}-{outcome.number}-{name}").write_bytes(data)
-                last = outcome.said.strip().splitlines()[-1]
+                last = outcome.verdict.strip().splitlines()[-1]
                 print(f"{kind} {outcome.number} {name}: {last}", flush=True)
     print(json.dumps(summary(outcomes), indent=1))
     if any(outcome.fault for outcome in outcomes):

@@ -286,9 +286,9 @@ def test_a_process_that_hangs_ends_the_others_with_its_number(media, tmp_path):
         assert started[0].exitcode == 1
     finally:
         started[1].kill()
-    said = (tmp_path / "run.0.err").read_text()
-    assert "error: rank 0 timed out after 4 s (--process-timeout-s) in " in said
-    assert "missing ranks: 1" in said
+    message = (tmp_path / "run.0.err").read_text()
+    assert "error: rank 0 timed out after 4 s (--process-timeout-s) in " in message
+    assert "missing ranks: 1" in message
 
 
 @pytest.mark.parametrize(("full", "failed"), [((2, 3), 2), ((4,), None), ((1,), None)])
@@ -451,9 +451,9 @@ def test_curves_that_cannot_be_finished_do_not_spoil_a_run_that_is_done(media, t
 
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", full)
     train_quietly(tiny_config(media, steps=5), tmp_path / "run")
-    said = alerts(tmp_path / "run")[-1]
-    assert (said["step"], said["kind"]) == (5, "sink")
-    assert said["message"] == "TensorBoardSink receives no more metrics: the disk is full: free some space"
+    alert = alerts(tmp_path / "run")[-1]
+    assert (alert["step"], alert["kind"]) == (5, "sink")
+    assert alert["message"] == "TensorBoardSink receives no more metrics: the disk is full: free some space"
 
 
 def test_a_run_that_skipped_most_of_its_steps_fails_and_keeps_its_checkpoint(media, tmp_path, monkeypatch):

@@ -125,9 +125,9 @@ def test_a_released_checkpoint_is_continued(name, anew, media, monkeypatch):
     source = load_vjepa(file)[0]
     assert same(model.student, source.student)
     assert same(model.teacher, source.teacher)
-    said = init_moments(origin, model, build_optimizer(model, config.optim))
-    assert "with new AdamW moments" in said
-    assert ("the predictor has random weights" in said) is anew
+    message = init_moments(origin, model, build_optimizer(model, config.optim))
+    assert "with new AdamW moments" in message
+    assert ("the predictor has random weights" in message) is anew
     assert model.config.prediction_width == model.config.num_output_levels * model.config.width
 
 
@@ -139,8 +139,8 @@ def test_a_single_encoder_is_continued_with_a_new_predictor(name, media, first_r
     config = dataclasses.replace(tiny_config(media, init_from=str(file)), model=config_from_checkpoint(str(file)))
     model, origin = init_model(config, resumed=False)
     assert same(model.student, encoder) and same(model.teacher, encoder)
-    said = init_moments(origin, model, build_optimizer(model, config.optim))
-    assert said.endswith("with new AdamW moments; the predictor has random weights, since the file has none")
+    message = init_moments(origin, model, build_optimizer(model, config.optim))
+    assert message.endswith("with new AdamW moments; the predictor has random weights, since the file has none")
     assert list_checkpoints(train_quietly(dataclasses.replace(config, steps=1), tmp_path / "run").parents[1])
 
 
@@ -221,6 +221,6 @@ def test_adapters_that_cannot_be_written_cost_the_run_no_checkpoint(media, first
 
     monkeypatch.setattr(saving, "save_adapters", failing)
     train_quietly(tiny_config(media, init_from=str(first_run), lora_rank=2, keep_checkpoints=1), run)
-    said = [json.loads(line)["message"] for line in (run / "alerts.jsonl").open()]
-    assert [sentence.split("/")[-1] for sentence in said] == ["step-000000005.safetensors is the last checkpoint"] * 2
-    assert seen == [[], [5], [5], [5]]  # what is said to be the last one is there
+    messages = [json.loads(line)["message"].split("/")[-1] for line in (run / "alerts.jsonl").open()]
+    assert messages == ["step-000000005.safetensors is the last checkpoint"] * 2
+    assert seen == [[], [5], [5], [5]]  # the one that is called the last is there

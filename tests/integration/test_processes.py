@@ -108,8 +108,8 @@ def test_a_batch_too_small_for_its_processes_is_refused(media):
 
 def test_four_processes_have_the_losses_and_weights_of_one(media, alone, tmp_path):
     run, config = tmp_path / "run", small_config(media)
-    codes, said = train_together(4, config, run)
-    assert (codes, said) == ([0, 0, 0, 0], "")
+    codes, stderr = train_together(4, config, run)
+    assert (codes, stderr) == ([0, 0, 0, 0], "")
     assert_same_losses(run, alone)
     mine, theirs = (read_checkpoint(list_checkpoints(folder)[-1])[0] for folder in (run, alone))
     for name, tensor in theirs.items():
@@ -140,8 +140,8 @@ def test_shards_and_groups_of_masks_whose_borders_cross_have_the_losses_of_one_p
     masks = dataclasses.replace(tiny_config(media).masks, truncation_group_size=5)
     config = tiny_config(media, batch_size=20, steps=2, masks=masks)
     train_quietly(config, tmp_path / "alone")
-    codes, said = train_together(3, dataclasses.replace(config, parallel="fsdp"), tmp_path / "shards")
-    assert (codes, said) == ([0, 0, 0], "")
+    codes, stderr = train_together(3, dataclasses.replace(config, parallel="fsdp"), tmp_path / "shards")
+    assert (codes, stderr) == ([0, 0, 0], "")
     for ours, theirs in zip(rows(tmp_path / "shards"), rows(tmp_path / "alone"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
@@ -156,12 +156,12 @@ def test_a_run_continues_on_other_numbers_of_processes(media, alone, tmp_path):
     started = start_together(2, config, run, resume=True, prepare=slow_down)
     wait_for(lambda: len(rows(run)) >= 6)
     os.kill(started[1].pid, signal.SIGUSR1)
-    codes, said = wait_for_all(started, run)
+    codes, stderr = wait_for_all(started, run)
     stopped = rows(run)[-1]["step"]
     assert stopped < STEPS
     assert codes == [128 + signal.SIGUSR1] * 2
-    assert said.startswith(f"error: SIGUSR1: stopped after step {stopped} of {STEPS}; ")
-    assert said.count("error") == 1
+    assert stderr.startswith(f"error: SIGUSR1: stopped after step {stopped} of {STEPS}; ")
+    assert stderr.count("error") == 1
     train_quietly(config, run, resume=True)
     assert_same_losses(run, alone)
 
@@ -182,9 +182,9 @@ def test_a_sharded_run_has_the_losses_of_one_process_and_reshards_its_checkpoint
     started = start_together(4, two_machines, run, resume=True, machines=2, prepare=slow_down)
     wait_for(lambda: len(rows(run)) >= 6)
     os.kill(started[3].pid, signal.SIGTERM)
-    codes, said = wait_for_all(started, run)
+    codes, stderr = wait_for_all(started, run)
     assert codes == [128 + signal.SIGTERM] * 4
-    assert len(said.splitlines()) == 1, said
+    assert len(stderr.splitlines()) == 1, stderr
     assert [step_from_name(path) for path in list_checkpoints(run)][-1] == rows(run)[-1]["step"]
     features = load(run, device="cpu", dtype=torch.float32)
     for name, value in read_checkpoint(list_checkpoints(run)[-1])[0].items():
@@ -233,10 +233,10 @@ def test_bad_files_that_any_process_meets_are_named_once_and_stop_the_run_once(t
     assert sorted(path.rsplit("/", 1)[1] for path in named) == ["bad0.mp4", "bad1.mp4", "bad2.mp4"]
     assert [row["bad_files"] for row in rows(run)][-1] == 3
     strict = tiny_config(folder, batch_size=6, steps=3, data={"max_failed_fraction": 0.25})
-    codes, said = train_together(2, strict, tmp_path / "strict")
+    codes, stderr = train_together(2, strict, tmp_path / "strict")
     assert codes == [1, 1]
-    assert said.startswith("error: 3 of 9 files (33 %) cannot be read")
-    assert len(said.splitlines()) == 1
+    assert stderr.startswith("error: 3 of 9 files (33 %) cannot be read")
+    assert len(stderr.splitlines()) == 1
 
 
 SLURM = {  # what its commands do to the script, on this machine alone; the test runs what `srun` would start
@@ -284,11 +284,11 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
                 process.kill()
         script.kill()
         script.wait()
-    said = log.read_text()
-    stops = re.findall(r"(SIG\w+): stopped after step (\d+) of 5000", said)
-    assert stops == [("SIGTERM", str(first)), ("SIGUSR1", str(len(rows(run))))], said
-    assert f"continuing after step {first}" in said
+    stderr = log.read_text()
+    stops = re.findall(r"(SIG\w+): stopped after step (\d+) of 5000", stderr)
+    assert stops == [("SIGTERM", str(first)), ("SIGUSR1", str(len(rows(run))))], stderr
+    assert f"continuing after step {first}" in stderr
     assert [step_from_name(path) for path in list_checkpoints(run)] == [first, len(rows(run))]
     assert [row["step"] for row in rows(run)] == list(range(1, len(rows(run)) + 1))
-    assert "DataLoader" not in said
+    assert "DataLoader" not in stderr
     assert (tmp_path / "requeued").exists()

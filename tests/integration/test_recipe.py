@@ -88,10 +88,12 @@ def test_a_gain_counts_when_it_is_larger_than_the_larger_spread():
         scores |= {"segmentation mIoU": segmentation, "depth RMSE (log)": rmse}
         return Row(name, "", [0, 1], scores, {})
 
-    said = {v["measure"]: v for v in verdicts([row("b", [1.0, 1.0], [0.5, 0.7]), row("e", [1.5, 2.5], [0.6, 0.5])])}
-    assert said["segmentation mIoU"]["gain"] == 1.0
-    assert said["segmentation mIoU"]["spread"] == pytest.approx(0.5**0.5)
-    assert said["segmentation mIoU"]["verdict"] == "better"
-    assert said["depth RMSE (log)"]["gain"] == pytest.approx(0.05)  # lower is better
-    assert said["depth RMSE (log)"]["verdict"] == "within the spread"
+    by_measure = {
+        v["measure"]: v for v in verdicts([row("b", [1.0, 1.0], [0.5, 0.7]), row("e", [1.5, 2.5], [0.6, 0.5])])
+    }
+    assert by_measure["segmentation mIoU"]["gain"] == 1.0
+    assert by_measure["segmentation mIoU"]["spread"] == pytest.approx(0.5**0.5)
+    assert by_measure["segmentation mIoU"]["verdict"] == "better"
+    assert by_measure["depth RMSE (log)"]["gain"] == pytest.approx(0.05)  # lower is better
+    assert by_measure["depth RMSE (log)"]["verdict"] == "within the spread"
     assert verdicts([row("b", [1.0, 1.0], [1.0, 1.0])]) == []

@@ -48,8 +48,8 @@ def test_help_names_what_an_option_takes_and_none_only_as_its_default(command, m
     monkeypatch.setattr("sys.argv", ["tubelet", command, "--help"])
     with pytest.raises(SystemExit):
         cli.main()
-    said = capsys.readouterr().out
-    assert "--help" in said and "{None" not in said
+    stdout = capsys.readouterr().out
+    assert "--help" in stdout and "{None" not in stdout
 
 
 def test_help_does_not_import_what_is_slow_to_import():

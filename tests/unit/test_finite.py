@@ -98,10 +98,10 @@ def test_no_command_takes_weights_that_are_not_finite(model, command, diverged, 
     monkeypatch.setattr(sys, "argv", ["tubelet", *command.split()])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert ended.value.code == 1
-    assert "not finite (NaN or infinity): " in said and f"{TENSOR}, 3 of 1728 values" in said
-    assert "diverged or the file is damaged; use another checkpoint" in said
+    assert "not finite (NaN or infinity): " in stderr and f"{TENSOR}, 3 of 1728 values" in stderr
+    assert "diverged or the file is damaged; use another checkpoint" in stderr
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".pt", ".html", ".parquet")]
 
 

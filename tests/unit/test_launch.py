@@ -1,4 +1,4 @@
-"""The variables of a launcher: when they count, and what is said where they are left over."""
+"""The variables of a launcher: when they count, and what is reported where they are left over."""
 
 import sys
 

@@ -128,9 +128,9 @@ def test_what_is_not_a_commands_own_is_refused_and_untouched(command, words, pla
     monkeypatch.setattr(sys, "argv", ["tubelet", *command.split()])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    said = capsys.readouterr().err
-    assert ended.value.code == 1 and said.count("\n") == 1
-    assert re.search(words, said), said
+    stderr = capsys.readouterr().err
+    assert ended.value.code == 1 and stderr.count("\n") == 1
+    assert re.search(words, stderr), stderr
     assert contents(place) == before
 
 

@@ -140,10 +140,10 @@ def test_recomputing_holds_less_and_multiplies_more(plan):
 def test_a_plan_reports_whether_it_fits_and_what_to_change(plan):
     assert plan.fits and "fits: " in sentences(plan)[3]
     small = dataclasses.replace(plan, device=dataclasses.replace(plan.device, memory=plan.step.total / USABLE - 1))
-    said = " ".join(sentences(small))
+    text = " ".join(sentences(small))
     assert not small.fits
     for advice in ("does not fit", "--activation-checkpointing", "--grad-accum-steps"):
-        assert advice in said
+        assert advice in text
 
 
 def test_tables_add_up_to_what_they_print(plan):

@@ -135,10 +135,10 @@ def test_a_path_out_of_the_manifests_folder_is_refused_and_the_message_names_wha
     manifest.write_text('{"path": "a.mp4"}\n' + json.dumps({"path": listed}))
     with pytest.raises(TubeletError) as error:
         list_media([str(manifest)])
-    said = str(error.value)
-    assert said.startswith(f"{manifest}, line 2: {listed} is outside the manifest's folder, as are 1 of its 2 paths")
-    assert said.endswith(f"add --allow-path {tree.parent / allowed}")
-    place = said.rsplit(" ", 1)[1]
+    message = str(error.value)
+    assert message.startswith(f"{manifest}, line 2: {listed} is outside the manifest's folder, as are 1 of its 2 paths")
+    assert message.endswith(f"add --allow-path {tree.parent / allowed}")
+    place = message.rsplit(" ", 1)[1]
     assert len(list_media([str(manifest)], [place]).videos) == 2
     with pytest.raises(TubeletError):  # its beginning is not enough
         list_media([str(manifest)], [place[:-1]])

@@ -59,11 +59,11 @@ def alerts(name, values, width=128, predicted_width=None):
 
 
 def test_a_sudden_fall_is_named_once_for_each_halving():
-    said = alerts("effective_rank", (60, 58, 61, 60, 60, 19, 18, 9))
-    assert [len(warnings) for warnings in said] == [0, 0, 0, 0, 0, 1, 0, 1]
-    assert "effective rank" in said[5][0]
-    assert "is 19, recently it was 60" in said[5][0]
-    assert "learning rate" in said[5][0]
+    observed = alerts("effective_rank", (60, 58, 61, 60, 60, 19, 18, 9))
+    assert [len(warnings) for warnings in observed] == [0, 0, 0, 0, 0, 1, 0, 1]
+    assert "effective rank" in observed[5][0]
+    assert "is 19, recently it was 60" in observed[5][0]
+    assert "learning rate" in observed[5][0]
 
 
 def test_levels_that_fall_at_one_check_are_each_named_and_what_helps_is_reported_once():
@@ -73,9 +73,9 @@ def test_levels_that_fall_at_one_check_are_each_named_and_what_helps_is_reported
     )
     for _ in range(5):
         assert watch.observe(dict.fromkeys(names, 60)) == []
-    said = watch.observe(dict.fromkeys(names, 0.01))
-    assert [sentence.count("is 0.01, recently it was 60") for sentence in said] == [1, 1, 1]
-    assert [sentence.count("--lr") for sentence in said] == [0, 0, 1]
+    observed = watch.observe(dict.fromkeys(names, 0.01))
+    assert [sentence.count("is 0.01, recently it was 60") for sentence in observed] == [1, 1, 1]
+    assert [sentence.count("--lr") for sentence in observed] == [0, 0, 1]
 
 
 def test_a_fall_within_the_first_looks_is_no_alert():
@@ -83,13 +83,13 @@ def test_a_fall_within_the_first_looks_is_no_alert():
 
 
 def test_a_figure_that_recovered_and_falls_again_is_named_again():
-    said = alerts("effective_rank", [*[60] * 10, 19, 18, *[60] * 10, 15])
-    assert [k for k, warnings in enumerate(said) if warnings] == [10, 22]
+    observed = alerts("effective_rank", [*[60] * 10, 19, 18, *[60] * 10, 15])
+    assert [k for k, warnings in enumerate(observed) if warnings] == [10, 22]
 
 
 def test_a_slow_fall_is_named_when_hardly_anything_is_left():
-    said = alerts("channel_std", [0.5 * 0.9**k for k in range(40)])
-    first = next(k for k, warnings in enumerate(said) if warnings)
+    observed = alerts("channel_std", [0.5 * 0.9**k for k in range(40)])
+    first = next(k for k, warnings in enumerate(observed) if warnings)
     assert 0.5 * 0.9**first < 0.05 <= 0.5 * 0.9 ** (first - 1)
 
 
@@ -106,17 +106,17 @@ def test_each_level_of_teacher_and_predictor_is_watched_by_the_same_rule_and_nam
         ("teacher_level_2_effective_rank", "the teacher's features are collapsing: the effective rank of level 2 is"),
         ("predictor_level_4_effective_rank", "the predictor's features are collapsing: the effective rank of level 4"),
     ):
-        said = alerts(name, values)
-        assert [len(warnings) for warnings in said] == [0] * 10 + [1]
-        assert said[-1][0].startswith(who)
+        observed = alerts(name, values)
+        assert [len(warnings) for warnings in observed] == [0] * 10 + [1]
+        assert observed[-1][0].startswith(who)
 
 
 def test_a_predictor_that_has_not_learned_anything_yet_has_not_collapsed():
     """The spread of a young predictor, measured; then of one that learns, and collapses for all that."""
     young = [0.040, 0.0005, 0.0018, 0.0019, 0.0006, 0.0034, 0.0003, 0.0012, 0.0002]
     assert not any(alerts("predictor_level_1_channel_std", [*young, *[0.2] * 9, 0.01]))
-    said = alerts("predictor_level_1_channel_std", [*young, *[0.2] * 10, 0.01])
-    assert [len(warnings) for warnings in said] == [0] * 19 + [1]
+    observed = alerts("predictor_level_1_channel_std", [*young, *[0.2] * 10, 0.01])
+    assert [len(warnings) for warnings in observed] == [0] * 19 + [1]
 
 
 def test_the_least_rank_goes_by_the_width_of_what_is_predicted():

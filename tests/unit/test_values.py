@@ -122,8 +122,8 @@ def test_an_option_that_cannot_be_meant_is_named_as_it_is_typed(words, message, 
     monkeypatch.setattr("sys.argv", ["tubelet", *words])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    said = " ".join(capsys.readouterr().err.split())
-    assert end.value.code == 1 and said.startswith("error: ") and message in said
+    stderr = " ".join(capsys.readouterr().err.split())
+    assert end.value.code == 1 and stderr.startswith("error: ") and message in stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -100,7 +100,7 @@ def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_reporte
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda root: (root / "ImageSets/2017/val.txt").write_text("\n"), "val.txt: lists no sequence"),
         (lambda root: (root / "ImageSets/2017/val.txt").write_text("gone\n"), "gone: no images found"),
@@ -126,9 +126,9 @@ def test_a_label_that_no_object_of_the_first_frame_has_is_background_and_reporte
         (lambda root: color(root / "Annotations/480p/still/00002.png"), "00002.png: image of mode RGB"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_reported(spoil, said, model, davis_root, tmp_path):
+def test_what_is_wrong_with_a_folder_is_reported(spoil, message, model, davis_root, tmp_path):
     spoil(davis_root)
-    with pytest.raises(TubeletError, match=said):
+    with pytest.raises(TubeletError, match=message):
         run(model, davis_root, tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_the_sample_set_as_youtube_vos_gives_objects_where_they_begin(sample_set
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda meta: meta.pop("videos"), "videos is missing"),
         (
@@ -183,7 +183,7 @@ def test_the_sample_set_as_youtube_vos_gives_objects_where_they_begin(sample_set
         (lambda meta: meta["videos"]["a"]["objects"].update({"2": {"frames": ["00005"]}}), "00005.png: missing mask"),
     ],
 )
-def test_a_wrong_meta_json_is_named(change, said, model, tmp_path):
+def test_a_wrong_meta_json_is_named(change, message, model, tmp_path):
     root = tmp_path / "yt" / "valid"
     (root / "JPEGImages" / "a").mkdir(parents=True)
     (root / "Annotations" / "a").mkdir(parents=True)
@@ -193,5 +193,5 @@ def test_a_wrong_meta_json_is_named(change, said, model, tmp_path):
     meta = {"videos": {"a": {"objects": {"1": {"category": "x", "frames": ["00000", "00005"]}}}}}
     change(meta)
     (root / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(TubeletError, match=said):
+    with pytest.raises(TubeletError, match=message):
         run(model, root.parent, tmp_path)

@@ -1,4 +1,4 @@
-"""Worker processes: jobs and loaders, what is said of one that dies, and what they need to start."""
+"""Worker processes: jobs and loaders, what is reported of one that dies, and what they need to start."""
 
 import ctypes
 import multiprocessing
