@@ -190,6 +190,7 @@ def weighted_loss(logits, targets):
 @in_fake_cuda
 @pytest.mark.parametrize("network", ["linear", "mlp", "attentive", "temporal"])
 def test_training_of_networks(network):
+    from tubelet.fitting.rounds import Rounds
     from tubelet.fitting.training import Candidate, train_candidates
     from tubelet.heads import training
     from tubelet.heads.head_file import make_network
@@ -204,7 +205,8 @@ def test_training_of_networks(network):
         cache=SimpleNamespace(folder=Path("nowhere")),
         config=SimpleNamespace(seed=0),
         task="classification",
-        progress=lambda *_: None,
+        rounds=Rounds(),
+        in_round=lambda name: SimpleNamespace(progress=lambda *_: None),
     )
     with pytest.MonkeyPatch.context() as patch, OperatorLog() as log:
         patch.setattr(training, "write_state", lambda *_: None)

@@ -59,7 +59,7 @@ class FitConfig(Settings):
     """Whether the head answers from frames up to a time only: clips end with the time step or span that they are
     about, and networks over time see earlier time steps only. `tubelet predict` then needs causal too."""
     epochs: Count | None = None
-    """Epochs of head training; None is the task's."""
+    """Epochs of head training; None is the task's. A few give a first impression in a fraction of the time."""
     batch_size: Samples | None = None
     """Samples per optimizer step; None is the task's."""
     learning_rates: tuple[LearningRate, ...] = ()
@@ -69,7 +69,8 @@ class FitConfig(Settings):
     held_out_fraction: Annotated[float, Bounds(0, 0.5, exclusive=True)] = 0.2
     """Fraction of the files, or groups, that are held out where the table has no split."""
     folds: Annotated[int, Bounds(2, 20)] | None = None
-    """Folds of cross-validation; None uses 5 where a class has fewer than 10 held-out files, otherwise one split."""
+    """Folds of cross-validation; None uses 5 where a class has fewer than 10 held-out files, otherwise one split. The
+    time of a fit is proportional to them; a column split in the table gives one split."""
     finetune: Literal["none", "lora", "full"] = "none"
     """Whether the encoder is trained too: not at all, by low-rank adapters, or all of its weights."""
     finetune_lr: LearningRate | None = None

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from tubelet.errors import DataError
 from tubelet.fitting.features import ClipFeatures, extract_rows, mean_by_row
 from tubelet.fitting.label_task import ROUNDS, FitContext
+from tubelet.fitting.rounds import Round
 from tubelet.fitting.training import (
     Candidate,
     Loss,
     candidates,
     clip_batches,
     device_of,
+    plan_rounds,
     tensor_digest,
     train_candidates,
 )
@@ -33,6 +35,8 @@ from tubelet.heads.networks.knn import Link
 from tubelet.labels.records import LabelError, LabelRow, LabelTable
 from tubelet.labels.splits import row_units, split_rows
 
+CURVE_FRACTIONS = (1 / 8, 1 / 4, 1 / 2)
+"""Parts of the training labels that the learning curve is measured at, besides all of them."""
 Targets = Callable[[Sequence[LabelRow], LabelTable], Tensor]
 Measure = Callable[[Tensor, Tensor, NDArray[np.int64], Sequence[float]], tuple[MetricInterval, ...]]
 
@@ -169,6 +173,7 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
     choice, measurement = context.in_round(ROUNDS[0]), context.in_round(ROUNDS[1])
     grid = candidates(context.task, context.config.networks or networks, context.config, len(splits[0][0]))
     inner = [inner_split(context, data, train) for train, _ in splits]
+    _plan(context, plan_rounds(grid) * len(splits) + _later_rounds(context, grid, splits, len(data.targets)))
     scores = np.zeros((len(inner), len(grid)))
     logits_of: list[list[Tensor]] = []
     for i, (fitting, choosing) in enumerate(inner):
@@ -179,6 +184,7 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
     if not np.isfinite(mean).any():
         raise DataError("all heads diverged; lower --learning-rates, or leave them out")
     best = int(np.where(np.isfinite(mean), mean, -np.inf).argmax())
+    _plan(context, _later_rounds(context, [grid[best]], splits, len(data.targets)))
     outer = [
         trial(measurement.in_fold(i), grid=[grid[best]], train=train, test=held_out)[0]
         for i, (train, held_out) in enumerate(splits)
@@ -202,6 +208,28 @@ def fit_clips(context: FitContext, objective: ClipObjective, networks: Sequence[
         chosen_targets=torch.cat([data.targets[choosing] for _, choosing in inner]),
         sweep=[{**candidate.describe(), "score": value} for candidate, value in zip(grid, mean.tolist(), strict=True)],
     )
+
+
+def _plan(context: FitContext, rounds: list[Round]) -> None:
+    """Plan the trainings on frozen features; those of a fine-tuning are not counted, and nothing is then."""
+    if context.config.finetune == "none":
+        context.rounds.plan(rounds, encodings=1)  # by the encoder of random weights
+
+
+def _later_rounds(context: FitContext, chosen: Sequence[Candidate], splits: Sequence[object], rows: int) -> list[Round]:
+    """The trainings after the choice: held-out scores, baselines, and the learning curve.
+
+    Args:
+        context: the fit.
+        chosen: the candidate, or those that it is chosen from.
+        splits: one split, or the folds.
+        rows: number of readable rows.
+    """
+    folds = len(splits)
+    measured = plan_rounds(chosen, either=True) * (folds + (folds > 1))
+    linear = candidates(context.task, ("linear",), context.config, rows)[:1] if context.head_input.frames > 1 else []
+    random_and_curve = plan_rounds(chosen, either=True) * ((1 + len(CURVE_FRACTIONS)) * folds)
+    return [*measured, *plan_rounds(linear, small=True) * folds, *random_and_curve]
 
 
 def held_out_logits(

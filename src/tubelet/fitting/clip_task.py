@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.fitting.clip_finetune import finetune_clips
-from tubelet.fitting.clip_fit import ClipFit, ClipObjective, fit_clips, held_out_logits, load_clip_data, predict_rows
+from tubelet.fitting.clip_fit import (
+    CURVE_FRACTIONS,
+    ClipFit,
+    ClipObjective,
+    fit_clips,
+    held_out_logits,
+    load_clip_data,
+    predict_rows,
+)
 from tubelet.fitting.features import ClipFeatures, span_of
 from tubelet.fitting.finetune import finetune_recipe
 from tubelet.fitting.label_task import ROUNDS, FitContext
@@ -27,8 +35,6 @@ from tubelet.tasks.common.result import RANDOM_WEIGHTS
 
 OWN = "this head"
 FROZEN = "frozen head"
-CURVE_FRACTIONS = (1 / 8, 1 / 4, 1 / 2)
-"""Parts of the training labels that the learning curve is measured at, besides all of them."""
 WORST = 24
 """Held-out errors that a report shows."""
 

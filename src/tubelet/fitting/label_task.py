@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
 
@@ -15,6 +15,7 @@ from tubelet.config.fields import nearest
 from tubelet.errors import ConfigError
 from tubelet.fitting.features import Extract
 from tubelet.fitting.result import FitResult, HeadEvaluation
+from tubelet.fitting.rounds import Rounds
 from tubelet.heads.head_file import EncoderId, Head, HeadInput
 from tubelet.labels.records import LabelTable
 from tubelet.pretrained.backbone import Backbone
@@ -41,6 +42,7 @@ class FitContext:
         config: the user's settings.
         cache: features of the encoder on disk.
         progress: called with a stage's name, what is done of it, and its total.
+        rounds: counts the trainings.
     """
 
     task: str
@@ -52,6 +54,7 @@ class FitContext:
     config: FitConfig
     cache: FeatureCache
     progress: Progress
+    rounds: Rounds = field(default_factory=Rounds)
 
     @property
     def encoder(self) -> EncoderId:

@@ -18,6 +18,7 @@ from tubelet.data.worker_loader import require_main_guard, translate_worker_cras
 from tubelet.errors import ConfigError
 from tubelet.fitting.label_task import FitContext, LabelTask, Split, get_label_task
 from tubelet.fitting.result import FitResult
+from tubelet.fitting.rounds import Rounds
 from tubelet.fitting.suggest import find_unlabeled, suggest_clips
 from tubelet.fitting.training import check_networks
 from tubelet.heads.head_file import Head, HeadInput
@@ -99,6 +100,7 @@ def fit_head(
     clips = head_input(task, model, config, images)
     if task.name not in ("segmentation", "depth"):  # which read frames by their times in the table
         table = retime_stacks(table, clips.fps)
+    rounds = Rounds(progress)
     context = FitContext(
         task=task.name,
         table=table,
@@ -108,7 +110,8 @@ def fit_head(
         head_input=clips,
         config=config,
         cache=FeatureCache(cache or default_folder(), model),
-        progress=progress,
+        progress=rounds.progress,
+        rounds=rounds,
     )
     with translate_worker_crash(RESUME_HINT):
         unlabeled = find_unlabeled(context) if config.suggest else None

@@ -5,6 +5,7 @@ M clips, K classes or targets.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tubelet.config import FitConfig
 from tubelet.config.fields import require
 from tubelet.device import seed_generators
 from tubelet.fitting.label_task import FitContext
+from tubelet.fitting.rounds import Round, Training
 from tubelet.heads.head_file import get_network, network_names
 from tubelet.heads.training import EpochBatches, HeadSchedule, HParams, train_heads
 from tubelet.heads.training_state import state_path
@@ -111,6 +113,31 @@ def candidates(task: str, networks: Sequence[str], config: FitConfig, samples: i
     return grid
 
 
+def _side_by_side(chosen: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Candidates that are trained together: those of one network."""
+    return [list(same) for _, same in itertools.groupby(chosen, lambda each: (each.network, each.options))]
+
+
+def training_of(same: Sequence[Candidate]) -> Training:
+    """The training of candidates of one network, for `Rounds`."""
+    return Training(same[0].network, len(same), same[0].steps)
+
+
+def plan_rounds(chosen: Sequence[Candidate], either: bool = False, small: bool = False) -> list[Round]:
+    """The trainings of candidates.
+
+    Args:
+        chosen: the candidates.
+        either: whether only one of them will be trained.
+        small: whether they are trained on other features than the head, of one channel.
+    """
+    trained = [same for same in _side_by_side(chosen) if same[0].hparams is not None]
+    if either:
+        return [tuple(training_of(same[:1]) for same in trained)] if trained else []
+    trainings = [training_of(same) for same in trained]
+    return [(each._replace(network="") if small else each,) for each in trainings]
+
+
 def train_candidates(
     context: FitContext,
     chosen: Sequence[Candidate],
@@ -134,11 +161,8 @@ def train_candidates(
     """
     trained: list[nn.Module] = []
     device = context.model.device
-    first = 0
-    while first < len(chosen):
-        one = chosen[first]
-        same = [c for c in chosen[first:] if (c.network, c.options) == (one.network, one.options)]
-        first += len(same)
+    for same in _side_by_side(chosen):
+        one = same[0]
         if one.hparams is None:
             trained.append(make(one).to(device).requires_grad_(False).eval())
             continue
@@ -150,6 +174,7 @@ def train_candidates(
                     seed_generators(context.config.seed * 1_000_003 + step, device)  # of dropout, also after a resume
                     loss(head(tokens.float()), targets, weights).backward()
 
+        context.rounds.begin(training_of(same))
         settings = [dataclasses.asdict(candidate) for candidate in same]
         heads = train_heads(
             partial(make, one),
@@ -164,7 +189,7 @@ def train_candidates(
             device,
             seed=context.config.seed,
             clip_norm=1.0,
-            progress=context.progress,
+            progress=context.in_round(f"network {one.network}").progress,
         )
         trained += list(heads)
     return trained

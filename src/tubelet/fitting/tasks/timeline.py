@@ -13,6 +13,7 @@ from tubelet.errors import DataError
 from tubelet.fitting.clip_task import OWN
 from tubelet.fitting.label_task import ROUNDS, FitContext, LabelTask
 from tubelet.fitting.result import FitResult, HeadEvaluation, HeldOutError, LearningCurvePoint, ReliabilityBin
+from tubelet.fitting.rounds import Round
 from tubelet.fitting.timeline_fit import (
     LabeledVideo,
     TimelineData,
@@ -22,7 +23,7 @@ from tubelet.fitting.timeline_fit import (
     timeline_logits,
     train_timelines,
 )
-from tubelet.fitting.training import Candidate, candidates
+from tubelet.fitting.training import Candidate, candidates, plan_rounds
 from tubelet.heads.calibration import fit_temperature, reliability_bins
 from tubelet.heads.head_file import NO_LABEL, Head, HeadSpec, ModelMetrics, SpanRule
 from tubelet.heads.networks.knn import Link, NearestNeighbors
@@ -64,6 +65,7 @@ def fit(context: FitContext) -> tuple[Head, FitResult]:
     """
     data = load_timelines(context)
     best, sweep, chosen = _choose(context, data)
+    _plan(context, data, [best])
     measurement = context.in_round(ROUNDS[1])
     measured = _measure(measurement, data, best, OWN, chosen=chosen)
     network = measured.networks[0]
@@ -123,6 +125,21 @@ def evaluate(context: FitContext, head: Head) -> HeadEvaluation:
     )
 
 
+def _plan(context: FitContext, data: TimelineData, chosen: Sequence[Candidate], choice: Sequence[Round] = ()) -> None:
+    """Plan the trainings: of the choice, if it is not made yet, of held-out scores, baselines and the learning curve.
+
+    Args:
+        context: the fit.
+        data: the videos.
+        chosen: the candidate, or those that it is chosen from.
+        choice: the trainings of the choice.
+    """
+    folds, one = len(data.splits), plan_rounds(chosen, either=True)
+    motion = plan_rounds([_motion_candidate(context, chosen[0])], small=True)
+    rounds = [*choice, *one * (folds + (folds > 1)), *motion * (2 * folds)]  # baselines have a calibration each
+    context.rounds.plan([*rounds, *one * ((2 + len(_curve_fractions(data))) * folds)], encodings=1)
+
+
 def _choose(
     context: FitContext, data: TimelineData
 ) -> tuple[Candidate, list[dict[str, object]], list[tuple[int, Tensor]]]:
@@ -133,6 +150,7 @@ def _choose(
     """
     config = context.config
     grid = candidates(context.task, config.networks or LABEL_TASK.networks, config, sequence_count(data.videos))
+    _plan(context, data, grid, plan_rounds(grid) * len(data.splits))
     scores = np.zeros((len(data.splits), len(grid)))
     scored: list[list[tuple[int, Tensor]]] = [[] for _ in grid]
     for i, (train, _) in enumerate(data.splits):
@@ -266,14 +284,17 @@ def _baselines(context: FitContext, data: TimelineData, best: Candidate) -> list
     neighbors = Candidate(network="knn", options={}, hparams=None)
     pixels = _with_tokens(data, [video.steps.pixels[:, None] for video in data.videos])
     motion = _with_tokens(data, [video.steps.motion[:, None] for video in data.videos])
-    causal = {"causal": True} if context.config.causal else {}
     moved = context.in_round(f"{ROUNDS[2]} motion energy")
     return [
         _majority(data),
         _measure(context, pixels, neighbors, "k-NN on pixels"),
-        _measure(moved, motion, replace(best, network="temporal", options=causal), "motion energy"),
+        _measure(moved, motion, _motion_candidate(context, best), "motion energy"),
         _measure(random, load_timelines(random), best, RANDOM_WEIGHTS),
     ]
+
+
+def _motion_candidate(context: FitContext, best: Candidate) -> Candidate:
+    return replace(best, network="temporal", options={"causal": True} if context.config.causal else {})
 
 
 def _with_tokens(data: TimelineData, tokens: Sequence[Tensor]) -> TimelineData:
@@ -300,12 +321,16 @@ def _majority(data: TimelineData) -> _Measured:
 def _curve(context: FitContext, data: TimelineData, best: Candidate, full: _Measured) -> list[LearningCurvePoint]:
     """The first metric with fewer labeled videos."""
     points = []
-    for fraction in (0.25, 0.5):
-        if fraction * min(len(train) for train, _ in data.splits) >= 1:
-            curve = context.in_round(f"{ROUNDS[3]} {fraction:.0%}")
-            metrics = _measure(curve, data, best, OWN, fraction, calibrated=full).metrics.metrics
-            points.append(LearningCurvePoint(labels=_labels(data, fraction), metric=metrics[0]))
+    for fraction in _curve_fractions(data):
+        curve = context.in_round(f"{ROUNDS[3]} {fraction:.0%}")
+        metrics = _measure(curve, data, best, OWN, fraction, calibrated=full).metrics.metrics
+        points.append(LearningCurvePoint(labels=_labels(data, fraction), metric=metrics[0]))
     return [*points, LearningCurvePoint(labels=_labels(data, 1.0), metric=full.metrics.metrics[0])]
+
+
+def _curve_fractions(data: TimelineData) -> list[float]:
+    """Parts of the training videos that the learning curve is measured at: those of at least a video."""
+    return [fraction for fraction in (0.25, 0.5) if fraction * min(len(train) for train, _ in data.splits) >= 1]
 
 
 def _labels(data: TimelineData, fraction: float) -> int:
