@@ -221,10 +221,29 @@ def one_stack(done):
     statistics(done, "dicom.json")
 
 
-@row(21, prepare=lambda: make_dataset(Path("robot"), "v3.0"))
+def write_sequences():
+    for name, count in (("seq_00", 16), ("seq_01", 24)):
+        folder = Path("sequences", name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.fromarray(indexed_image(number)).save(folder / f"{number:06d}.png")
+
+
+@row(21, prepare=write_sequences)
+def folders_of_frames(done):
+    assert done.returncode == 0, done.stderr
+    assert {Path(path).name for path in table("t21")["path"].to_pylist()} == {"seq_00", "seq_01"}
+
+
+@row(22, prepare=write_sequences)
+def a_folder_of_frames(features, names):
+    the_same_clip(features, names)
+
+
+@row(23, prepare=lambda: make_dataset(Path("robot"), "v3.0"))
 def episodes(done):
     assert done.returncode == 0, done.stderr
-    found = table("t21")
+    found = table("t23")
     assert {(0.0, 1.0), (1.0, 2.0)} <= {
         (start, end)
         for start, end in zip(found["span_start_s"].to_pylist(), found["span_end_s"].to_pylist(), strict=True)
@@ -241,7 +260,7 @@ def write_photos():
     Path("photos/metadata.csv").write_text("\n".join(rows) + "\n")
 
 
-@row(22, prepare=write_photos)
+@row(24, prepare=write_photos)
 def fitted(done):
     assert done.returncode == 0, done.stderr
     assert tubelet.load_head("photos.safetensors").spec.classes == ("dark", "light")
@@ -259,13 +278,13 @@ def write_release_to_the_cache():
     Path("released.pt").rename(Path("cache/released", RELEASED["vjepa2.1-vitb16-384"]))
 
 
-@row(23, prepare=write_release)
+@row(25, prepare=write_release)
 def every_tensor(model, names):
     assert model.model_id.startswith("released-teacher-") and model.config.width == 768
     names["weights_id"] = model.weights_id
 
 
-@row(24, prepare=write_release_to_the_cache)
+@row(26, prepare=write_release_to_the_cache)
 def the_released_model(model, names):
     assert model.model_id.startswith("vjepa2.1-vitb16-384-teacher-") and model.config.width == 768
     assert model.weights_id == names.get("weights_id", model.weights_id)
@@ -285,7 +304,7 @@ def write_classifier():
     build_classifier("classifier")
 
 
-@row(25, prepare=write_vjepa2)
+@row(27, prepare=write_vjepa2)
 def as_transformers(model, names):
     from transformers import VJEPA2Model
 
@@ -296,13 +315,13 @@ def as_transformers(model, names):
     assert torch.allclose(found, expected, atol=2e-5)
 
 
-@row(26, prepare=lambda: convert_to(Path("encoder"), Path("encoder.gguf"), "gguf", LoadSpec()))
+@row(28, prepare=lambda: convert_to(Path("encoder"), Path("encoder.gguf"), "gguf", LoadSpec()))
 def the_same_encoder(model, names):
     for key, value in names["model"].state_dict().items():
         assert torch.equal(model.state_dict()[key], value)
 
 
-@row(27, prepare=write_classifier)
+@row(29, prepare=write_classifier)
 def a_head(head, names):
     assert head.spec.classes == ("falls", "stays", "rises")
 
@@ -313,19 +332,19 @@ def put_stack_in_memory():
         file.write(Path("scans/0.tif").read_bytes())
 
 
-@row(28, prepare=put_stack_in_memory)
+@row(30, prepare=put_stack_in_memory)
 def to_be_copied(error, names):
     assert isinstance(error, TubeletError) and "has 8 pages" in str(error) and "copy it to a local disk" in str(error)
 
 
-@row(29, prepare=write_scans)
+@row(31, prepare=write_scans)
 def too_deep(done):
     words = " ".join(done.stderr.split())
     assert done.returncode == 1 and "has 1 channel of uint16, shards have 8-bit RGB; train on the stacks" in words
     assert not Path("shards", "index.jsonl").exists()
 
 
-@row(30)
+@row(32)
 def gray_to_be_repeated(error, names):
     assert isinstance(error, TubeletError) and "np.repeat(x[..., None], 3, axis=-1)" in str(error)
 

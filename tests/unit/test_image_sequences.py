@@ -88,11 +88,23 @@ def test_frames_are_in_the_order_of_their_numbers_at_the_rate_of_the_caller(tmp_
     assert [read_index(frame) for frame in clip.pixels] == [0, 1, 2, 3, 4]
 
 
-def test_frames_named_by_their_seconds_have_a_rate(tmp_path: Path) -> None:
-    folder = write_frames(tmp_path / "rgb", [99.95 + i / 20 for i in range(6)], "{:.6f}.png")
-    assert read_stack_info(folder).fps == pytest.approx(20)
+@pytest.mark.parametrize(
+    ("start", "step", "name", "fps"),
+    [
+        (99.95, 0.05, "{:.6f}.png", 20),
+        (1403636579763555584, 50_000_003, "{}.png", 20),
+        (1403636579763, 40, "{}.png", 25),
+        (0, 50_000_000, "{:019d}.png", None),
+    ],
+)
+def test_frames_named_by_times_have_a_rate(
+    tmp_path: Path, start: float, step: float, name: str, fps: float | None
+) -> None:
+    folder = write_frames(tmp_path / "rgb", [start + i * step for i in range(6)], name)
+    assert read_stack_info(folder).fps == (fps and pytest.approx(fps))
     assert read_index(read_stack_frames(folder, [2])[0]) == 2
-    assert list(list_media([f"{folder}/%f.png"]).videos) == [str(folder)]
+    media = list_media([f"{folder}/{'%f' if isinstance(start, float) else '%d'}.png"])
+    assert list(media.videos) == [str(folder)] and "missing between" not in " ".join(media.notes)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])

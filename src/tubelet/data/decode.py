@@ -69,7 +69,7 @@ class Video:
 
         Args:
             media: path or URL of a video, or its bytes as a `MediaBytes`; or the path of a stack (TIFF with pages,
-                NumPy, Zarr, DICOM).
+                NumPy, Zarr, DICOM, a folder of slices or of numbered images).
             full_depth: whether pixels have the file's own channels and depth, instead of 8-bit RGB: of a stack the
                 stored values; of a video uint8, or uint16 scaled to 16 bits if it has more than 8, with one channel
                 if it is gray.

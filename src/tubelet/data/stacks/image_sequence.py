@@ -29,6 +29,8 @@ _FEWEST, _SPREAD, _FIRST = 8, 8, 64
 # Fraction of the images that have numbers at regular distances, within a factor of two: unrelated images that were
 # numbered as a whole and then selected, such as those of COCO and ImageNet, reach less than half.
 _REGULAR = 0.9
+# Seconds of the last digit of a time since 1970, by the number of digits; and the times between 2001 and 2096.
+_EPOCH_UNITS, _EPOCH_S = {13: 1e-3, 16: 1e-6, 19: 1e-9}, (1e9, 4e9)
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,17 @@ def _frames(name: str, folder: Path, mtime_ns: int) -> tuple[list[Path], float |
     numbers = [number for number, _ in numbered]
     if twice := next((i for i in range(1, len(numbers)) if numbers[i] == numbers[i - 1]), 0):
         raise DecodeError(name, f"{numbered[twice - 1][1]} and {numbered[twice][1]} have the same number; remove one")
-    rate = 1 / float(np.median(np.diff(numbers))) if pattern.digits < 0 and len(numbers) > 1 else None
+    unit_s = _unit_s(pattern, numbers)
+    rate = 1 / (float(np.median(np.diff(numbers))) * unit_s) if unit_s and len(numbers) > 1 else None
     return [folder / image for _, image in numbered], rate
+
+
+def _unit_s(pattern: NumberedNames, numbers: Sequence[float]) -> float:
+    """Seconds of a unit of ascending numbers that are times: decimal seconds, or ms, us or ns since 1970; else 0."""
+    if pattern.digits < 0:
+        return 1.0
+    unit_s = _EPOCH_UNITS.get(pattern.digits, 0.0)
+    return unit_s if _EPOCH_S[0] < numbers[0] * unit_s < numbers[-1] * unit_s < _EPOCH_S[1] else 0.0
 
 
 @lru_cache(maxsize=2**10)
