@@ -80,7 +80,7 @@ def test_pages_report_folders_of_frames(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_frames_are_in_the_order_of_their_numbers_at_the_rate_of_the_caller(tmp_path: Path) -> None:
     folder = write_frames(tmp_path / "a", [8, 9, 10, 11, 100], "{}.png")
-    (folder / "times.txt").write_text("0")
+    (folder / "labels.txt").write_text("0")
     assert is_stack(folder) and read_stack_info(folder).fps is None
     with tubelet.Video(folder, stack_fps=10) as video:
         assert (video.info.duration_s, video.info.width) == (0.5, 32)
@@ -105,6 +105,28 @@ def test_frames_named_by_times_have_a_rate(
     assert read_index(read_stack_frames(folder, [2])[0]) == 2
     media = list_media([f"{folder}/{'%f' if isinstance(start, float) else '%d'}.png"])
     assert list(media.videos) == [str(folder)] and "missing between" not in " ".join(media.notes)
+
+
+@pytest.mark.parametrize(
+    ("lines", "fps"),
+    [
+        ("0.0\n1.0e-01\n2.0e-01\n", 10),
+        ("2011-09-26 13:02:25.964389445\n2011-09-26 13:02:26.014389445\n2011-09-26 13:02:26.064389445\n", 20),
+        ("morning\nnoon\nnight\n", None),
+        ("3.0\n2.0\n1.0\n0.0\n", None),
+        ("", None),
+    ],
+)
+def test_a_file_of_times_in_the_folder_or_above_it_states_the_rate(
+    tmp_path: Path, lines: str, fps: float | None
+) -> None:
+    folder = write_frames(tmp_path / "data")
+    version = version_of(str(folder))
+    (tmp_path / "timestamps.txt").write_text(lines)
+    assert read_stack_info(folder).fps == (fps and pytest.approx(fps))
+    assert version_of(str(folder)) != version
+    (folder / "times.txt").write_text("0\n0.25\n0.5\n0.75\n")
+    assert read_stack_info(folder).fps == 4
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])

@@ -8,7 +8,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +21,7 @@ from tubelet.data.file_types import IMAGE_SUFFIXES
 from tubelet.data.stacks.stack import Stack, existing_path, info_of, layout_of
 from tubelet.errors import ConfigError, DecodeError, MissingFileError
 from tubelet.io.hidden_files import is_hidden
+from tubelet.io.text import read_start
 
 _SUFFIXES = tuple(sorted(IMAGE_SUFFIXES))
 _DIGITS = re.compile(r"(\d+)")
@@ -29,6 +32,8 @@ _FEWEST, _SPREAD, _FIRST = 8, 8, 64
 # Fraction of the images that have numbers at regular distances, within a factor of two: unrelated images that were
 # numbered as a whole and then selected, such as those of COCO and ImageNet, reach less than half.
 _REGULAR = 0.9
+# Files with a time for each frame, and the bytes of one that are read.
+_TIMES, _TIMES_BYTES = ("times.txt", "timestamps.txt"), 2**18
 # Seconds of the last digit of a time since 1970, by the number of digits; and the times between 2001 and 2096.
 _EPOCH_UNITS, _EPOCH_S = {13: 1e-3, 16: 1e-6, 19: 1e-9}, (1e9, 4e9)
 
@@ -132,6 +137,8 @@ def open_stack(path: str | Path) -> Stack:
     """Open a folder, see `tubelet.data.stacks.open_stack`."""
     name, local = str(path), existing_path(path)
     files, fps = _frames(name, local, local.stat().st_mtime_ns)
+    if fps is None and (times := times_file(local)) is not None:
+        fps = _rate_of(times, times.stat().st_mtime_ns)
     shape, kind = _first(name, files[0], files[0].stat().st_mtime_ns)
     info = info_of(name, layout_of(name, "TYXC", (len(files), *shape)), np.dtype(kind), fps=fps)
 
@@ -139,6 +146,12 @@ def open_stack(path: str | Path) -> Stack:
         return np.stack([_frame(name, files[int(index)], files[0], shape, kind) for index in indices])
 
     return Stack(info, read, lambda: None)
+
+
+def times_file(folder: Path) -> Path | None:
+    """The file with the times of a folder's frames, in it or above it, as KITTI has it; None if there is none."""
+    places = (place / name for place in (folder, folder.parent) for name in _TIMES)
+    return next((place for place in places if place.is_file()), None)
 
 
 def _is_image(path: Path) -> bool:
@@ -169,6 +182,25 @@ def _frames(name: str, folder: Path, mtime_ns: int) -> tuple[list[Path], float |
     unit_s = _unit_s(pattern, numbers)
     rate = 1 / (float(np.median(np.diff(numbers))) * unit_s) if unit_s and len(numbers) > 1 else None
     return [folder / image for _, image in numbered], rate
+
+
+@lru_cache(maxsize=2**10)
+def _rate_of(times: Path, mtime_ns: int) -> float | None:
+    """Frames per second by the first lines of a file of times, seconds or dates; None if they do not ascend."""
+    lines = read_start(times, _TIMES_BYTES).decode("utf-8", "replace").splitlines()
+    seconds = [_seconds(line.strip()) for line in lines[: -1 if len(lines) > 2 else None] if line.strip()]
+    distances = [after - before for before, after in pairwise(seconds)]
+    if not distances or not min(distances) > 0:  # NaN for other texts
+        return None
+    return 1 / float(np.median(distances))
+
+
+def _seconds(line: str) -> float:
+    """A time in seconds, as a number or as a date; NaN for other texts."""
+    for parse in (float, lambda text: datetime.fromisoformat(text).timestamp()):
+        with suppress(ValueError, OverflowError):
+            return parse(line)
+    return float("nan")
 
 
 def _unit_s(pattern: NumberedNames, numbers: Sequence[float]) -> float:

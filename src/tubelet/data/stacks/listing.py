@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from tubelet.data.file_types import IMAGE_SUFFIXES, STACK_FORMATS, STACK_SUFFIXES, VIDEO_SUFFIXES, names_with
 from tubelet.data.stacks import is_stack
 from tubelet.data.stacks.dicom import series_of, slices_of
+from tubelet.data.stacks.image_sequence import times_file
 from tubelet.data.stacks.numpy_array import may_be_frames
 from tubelet.data.stacks.tiff import has_pages
 
@@ -83,7 +84,8 @@ def stored_files(path: Path) -> list[Path]:
         OSError: there is no such file.
     """
     if path.is_dir():
-        return sorted(each for each in path.rglob("*") if each.is_file()) or [path]
+        times = None if is_zarr(path.name) else times_file(path)  # perhaps next to the folder
+        return sorted({*(each for each in path.rglob("*") if each.is_file()), *filter(None, [times])}) or [path]
     series = slices_of(str(path)) if path.suffix.lower() in _DICOM else ()
     return [Path(each) for each in series] or [path]
 
