@@ -43,11 +43,13 @@ def test_picks_are_of_all_groups_and_a_label_table(vectors, tmp_path):
     clips = ClipVectors(names, np.arange(len(vectors)), np.zeros(len(vectors)), np.ones(len(vectors)), vectors)
     chosen = pick_clips(clips, 4)
     assert {min(i // 20, 3) for i in chosen} == {0, 1, 2, 3}
-    write_picks(clips, chosen, tmp_path / "picks.csv")
-    table = read_labels(tmp_path / "picks.csv")
-    assert [(str(row.path), row.start_s, row.end_s, row.labels) for row in table.rows] == [
-        (names[i], 0.0, 1.0, ()) for i in chosen
-    ]
+    for dialect in ("comma", "semicolon"):
+        write_picks(clips, chosen, tmp_path / "picks.csv", dialect)
+        table = read_labels(tmp_path / "picks.csv")
+        assert table.format.startswith(f"CSV separated by {dialect}s")
+        assert [(str(row.path), row.start_s, row.end_s, row.labels) for row in table.rows] == [
+            (names[i], 0.0, 1.0, ()) for i in chosen
+        ]
 
 
 def test_a_missing_package_and_too_few_clips_are_named(vectors, monkeypatch):

@@ -24,10 +24,11 @@ from tubelet.embed import table
 from tubelet.embed.collection import embed_collection
 from tubelet.errors import TubeletError
 from tubelet.io import overwrite_checks as outputs
+from tubelet.io.csv_tables import CLIP_COLUMNS
 from tubelet.io.overwrite_checks import check_output
 from tubelet.prediction.label_output import _SUMMARY_COLUMNS as LABEL_SUMMARY
 from tubelet.prediction.label_output import LABEL_COLUMNS
-from tubelet.prediction.outputs.values import _FILE_COLUMNS, _SUMMARY_COLUMNS
+from tubelet.prediction.outputs.values import _SUMMARY_COLUMNS
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.load import load
 from tubelet.tasks.common.result import Metric, Result, write_result
@@ -232,7 +233,7 @@ def test_no_column_hides_behind_a_method_of_a_data_frame_or_a_word_of_sql():
     file = Path(__file__).parents[1] / "data" / "format-3-features" / "part-000000.parquet"
     tables = [
         [*table.read_part(file, None).column_names, "tokens", "pooled_level0", "tokens_level0"],
-        *([name for name, _ in columns] for columns in (LABEL_COLUMNS, _FILE_COLUMNS, _SUMMARY_COLUMNS, LABEL_SUMMARY)),
+        *([name for name, _ in columns] for columns in (LABEL_COLUMNS, CLIP_COLUMNS, _SUMMARY_COLUMNS, LABEL_SUMMARY)),
         [
             "mask_file",
             "depth_file",

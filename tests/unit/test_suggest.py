@@ -51,6 +51,10 @@ def test_a_table_of_suggestions_is_a_label_table_once_it_is_filled_in(tmp_path, 
     write_suggestions(suggestions(tmp_path), path, targets)
     check_suggestions(path)  # not filled in: may be written again
     text = path.read_bytes().decode("utf-8-sig")
+    write_suggestions(suggestions(tmp_path), path, targets, "semicolon")
+    check_suggestions(path)
+    semicolons = path.read_bytes().decode("utf-8-sig")
+    assert ";1,000;2,500;" in semicolons and semicolons.splitlines()[1].endswith(";red|blue;0,2500")
     text = text.replace("1.000,2.500,,,red|blue", "1.000,2.500,4,5,red|blue").replace(",,,,,red,", ",,,3,4,red,")
     path.write_text(text.replace("2.500,,red|blue", "2.500,walk|run,red|blue").replace(",,,red,", ",,jump,red,"))
     table = read_labels(path)

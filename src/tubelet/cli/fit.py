@@ -13,6 +13,7 @@ from rich.text import Text
 from tubelet.cli.command import ConfigurableCommand
 from tubelet.config import FitConfig
 from tubelet.console import open_console, print_wrapped, stages_progress
+from tubelet.io.csv_tables import CsvDialect
 from tubelet.io.files import directory_lock
 from tubelet.io.overwrite_checks import check_output
 
@@ -39,6 +40,9 @@ class Fit(ConfigurableCommand):
     """Head file to write, such as head.safetensors; its report is written next to it, as head.report.html."""
     cache: Path | None = None
     """Folder of the cached features; by default in the user's cache."""
+    csv_dialect: CsvDialect = "comma"
+    """CSV of --suggest: comma has commas and decimal points; semicolon has semicolons and decimal commas, as
+    spreadsheets expect where the decimal separator is a comma."""
 
     def inputs(self) -> Iterable[str | Path]:
         """See `Command.inputs`."""
@@ -70,7 +74,7 @@ class Fit(ConfigurableCommand):
             write_fit_report(result, report)
             if self.settings.suggest:
                 targets = table.targets if task.name == "regression" else ()
-                write_suggestions(result.suggestions, suggestions, targets)
+                write_suggestions(result.suggestions, suggestions, targets, self.csv_dialect)
         print_scores(result.spec.scores, console, "held-out files")
         print_wrapped(console, trust_sentence(result.spec.scores))
         print_wrapped(console, f"{self.out}, {report}" + f", {suggestions}" * bool(self.settings.suggest))

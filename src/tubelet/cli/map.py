@@ -12,6 +12,7 @@ from tubelet.cli.command import Command
 from tubelet.config.embed import DUPLICATE_MARGIN
 from tubelet.config.fields import Count, Seed
 from tubelet.console import open_console, print_wrapped
+from tubelet.io.csv_tables import CsvDialect
 from tubelet.value_checks import Bounds
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class Map(Command):
     """Number of clusters."""
     pick: Count | None = None
     """Write so many clips that differ from each other to OUT.pick.csv, a label table to be filled in."""
+    csv_dialect: CsvDialect = "comma"
+    """CSV of --pick: comma has commas and decimal points; semicolon has semicolons and decimal commas, as spreadsheets
+    expect where the decimal separator is a comma."""
     thumbnails: Annotated[int, Bounds(0, 20_000)] = 400
     """Largest number of clips with a thumbnail, of about 8 kB each."""
     duplicate_margin: Annotated[float, Bounds(0, 2)] = DUPLICATE_MARGIN
@@ -84,7 +88,7 @@ class Map(Command):
         write_map_page(content, self.out, self.thumbnails)
         console = open_console()
         if self.pick is not None:
-            write_picks(clips, picks, picks_out)
+            write_picks(clips, picks, picks_out, self.csv_dialect)
             print_wrapped(console, f"{picks_out}: {len(picks)} clips to label first")
         groups = group_duplicates(duplicates)
         print_wrapped(

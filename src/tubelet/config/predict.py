@@ -1,11 +1,9 @@
 """Settings of applying heads."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from tubelet.config.fields import Count, Fraction, PathText, Processes, Samples, Settings
-
-CsvDialect = Literal["comma", "semicolon"]
+from tubelet.io.csv_tables import CsvDialect
 
 
 @dataclass(frozen=True, kw_only=True)

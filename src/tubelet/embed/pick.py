@@ -1,6 +1,5 @@
 """Diverse clips of a collection, to label first."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.embed.clip_vectors import ClipVectors
-from tubelet.io.files import atomic_write
+from tubelet.io.csv_tables import CLIP_COLUMNS, CsvDialect, write_csv
 
 
 def farthest_first(rows: NDArray[np.floating], count: int, first: int = 0) -> list[int]:
@@ -34,22 +33,18 @@ def pick_clips(clips: ClipVectors, count: int) -> list[int]:
     return farthest_first(clips.vectors, count, int((clips.vectors @ clips.vectors.mean(0)).argmax()))
 
 
-def write_picks(clips: ClipVectors, chosen: Sequence[int], path: Path) -> None:
+def write_picks(clips: ClipVectors, chosen: Sequence[int], path: Path, dialect: CsvDialect = "comma") -> None:
     """Write clips as a label table to be filled in; an image has no times.
 
     Raises:
         FileError: if it cannot be written.
     """
     rows = [
-        [
+        (
             clips.paths[clips.file[i]],
-            *((f"{clips.start_s[i]:.3f}", f"{clips.end_s[i]:.3f}") if clips.end_s[i] else ("", "")),
-            "",
-        ]
+            *((clips.start_s[i], clips.end_s[i]) if clips.end_s[i] else (None, None)),
+            None,
+        )
         for i in chosen
     ]
-    encoding = "utf-8" if all(cell.isascii() for row in rows for cell in row) else "utf-8-sig"
-    with atomic_write(path) as partial, partial.open("w", encoding=encoding, newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "start_s", "end_s", "label"])
-        writer.writerows(rows)
+    write_csv(path, [*CLIP_COLUMNS, ("label", "text")], rows, dialect)

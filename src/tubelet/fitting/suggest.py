@@ -6,7 +6,6 @@ other (farthest-first traversal), since the least sure clips are often near-dupl
 n clips, D channels, K classes or targets.
 """
 
-import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from tubelet.fitting.label_task import FitContext
 from tubelet.fitting.result import Suggestion
 from tubelet.grid import Modality
 from tubelet.heads.head_file import Head, HeadInput
-from tubelet.io.files import atomic_write
+from tubelet.io.csv_tables import CLIP_COLUMNS, CsvDialect, Kind, write_csv
 from tubelet.labels.media_facts import read_media_facts
 from tubelet.labels.records import LabelRow, LabelTable
 from tubelet.labels.table import read_labels
@@ -142,35 +141,34 @@ def check_suggestions(path: Path) -> None:
         raise FileError(f"{path}: has labels that would be lost; rename it, or choose another --out")
 
 
-def write_suggestions(suggestions: Sequence[Suggestion], path: Path, targets: Sequence[str] = ()) -> None:
+def write_suggestions(
+    suggestions: Sequence[Suggestion], path: Path, targets: Sequence[str] = (), dialect: CsvDialect = "comma"
+) -> None:
     """Write suggestions as a table of labels to be filled in.
 
     Args:
         suggestions: the clips.
         path: the CSV file.
         targets: names of the number columns of a regression; a column `label` without any.
+        dialect: dialect of the CSV.
 
     Raises:
         FileError: if it cannot be written.
     """
     names = list(targets) or ["label"]
+    own: list[tuple[str, Kind]] = [(name, "text") for name in names]
+    columns: list[tuple[str, Kind]] = [*CLIP_COLUMNS, *own, ("answer", "text"), ("answer_score", "score")]
     rows = [
-        [
+        (
             str(suggestion.path),
-            *(("", "") if suggestion.end_s <= 0 else (f"{suggestion.start_s:.3f}", f"{suggestion.end_s:.3f}")),
-        ]
-        + [""] * len(names)
-        + [suggestion.answer, f"{suggestion.score:.4f}"]
+            *((None, None) if suggestion.end_s <= 0 else (suggestion.start_s, suggestion.end_s)),
+            *(None for _ in names),
+            suggestion.answer,
+            suggestion.score,
+        )
         for suggestion in suggestions
     ]
-    ascii_only = all(cell.isascii() for row in rows for cell in row)
-    with (
-        atomic_write(path) as partial,
-        partial.open("w", encoding="utf-8" if ascii_only else "utf-8-sig", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["path", "start_s", "end_s", *names, "answer", "answer_score"])
-        writer.writerows(rows)
+    write_csv(path, columns, rows, dialect)
 
 
 def find_unlabeled(context: FitContext) -> UnlabeledClips:

@@ -4,19 +4,13 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tubelet.io.csv_tables import CLIP_COLUMNS, Kind
 from tubelet.prediction.media_predictions import MediaPredictions
 from tubelet.prediction.outputs.base import FileScores, HeadOutput
 from tubelet.prediction.records import NONE_OF_THESE, Prediction
-from tubelet.prediction.tables import Kind
 
 PREDICTIONS, SUMMARY = "predictions", "summary"
-LABEL_COLUMNS: tuple[tuple[str, Kind], ...] = (
-    ("path", "text"),
-    ("start_s", "seconds"),
-    ("end_s", "seconds"),
-    ("label", "text"),
-    ("score", "score"),
-)
+LABEL_COLUMNS: tuple[tuple[str, Kind], ...] = (*CLIP_COLUMNS, ("label", "text"), ("score", "score"))
 _SUMMARY_COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("path", "text"),
     ("label", "text"),

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from tubelet.config import PredictConfig
 from tubelet.heads.head_file import Head
+from tubelet.io.csv_tables import Kind
 from tubelet.io.files import atomic_write
 from tubelet.prediction.label_output import PREDICTIONS, SUMMARY
 from tubelet.prediction.layout import WindowLayout
 from tubelet.prediction.media_predictions import MediaPredictions, Overlay
 from tubelet.prediction.outputs.base import FileScores, FileWindow, HeadOutput, ScoreRows, SourceFile
-from tubelet.prediction.tables import Kind
 from tubelet.tasks import segmentation
 
 PICTURES = "pictures"

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from tubelet.config.predict import CsvDialect
 from tubelet.errors import BadFile, MissingPackageError
+from tubelet.io.csv_tables import CsvDialect, Kind, write_csv
 from tubelet.prediction.records import Prediction, ValuePrediction
-from tubelet.prediction.tables import Kind, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd

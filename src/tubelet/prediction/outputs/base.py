@@ -22,10 +22,11 @@ from tubelet.errors import ConfigError
 from tubelet.grid import Modality
 from tubelet.heads.head_file import Head
 from tubelet.heads.window_grid import Window
+from tubelet.io.csv_tables import Kind
 from tubelet.prediction.layout import WindowLayout
 from tubelet.prediction.media_predictions import MediaPredictions
 from tubelet.prediction.records import Prediction, ValuePrediction
-from tubelet.prediction.tables import Kind, TableWriter
+from tubelet.prediction.tables import TableWriter
 
 Floats = NDArray[np.float32]
 Seconds = NDArray[np.float64]

@@ -15,11 +15,11 @@ from torch import Tensor
 from tubelet.config import PredictConfig
 from tubelet.heads.head_file import Head
 from tubelet.heads.networks.pixels import TokenLinear
+from tubelet.io.csv_tables import Kind
 from tubelet.prediction.label_colors import label_colors, rgb
 from tubelet.prediction.layout import WindowLayout
 from tubelet.prediction.outputs.base import FileScores
 from tubelet.prediction.pixel_output import PixelOutput
-from tubelet.prediction.tables import Kind
 from tubelet.tasks import segmentation
 
 TASKS = ("segmentation",)

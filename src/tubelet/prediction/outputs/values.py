@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from tubelet.io.csv_tables import CLIP_COLUMNS, Kind
 from tubelet.prediction.label_output import PREDICTIONS, SUMMARY
 from tubelet.prediction.media_predictions import MediaPredictions, value_curves
 from tubelet.prediction.outputs.base import FileScores, HeadOutput
 from tubelet.prediction.records import ValuePrediction
-from tubelet.prediction.tables import Kind
 
 TASKS = ("regression",)
-_FILE_COLUMNS: tuple[tuple[str, Kind], ...] = (("path", "text"), ("start_s", "seconds"), ("end_s", "seconds"))
 _SUMMARY_COLUMNS: tuple[tuple[str, Kind], ...] = (
     ("path", "text"),
     ("target", "text"),
@@ -45,7 +44,7 @@ class ValueOutput(HeadOutput):
     def columns(self) -> Sequence[tuple[str, Kind]]:
         """Names and kinds of the columns of the table."""
         targets: list[tuple[str, Kind]] = [(name, "number") for name in self.head.spec.classes]
-        return [*_FILE_COLUMNS, *targets]
+        return [*CLIP_COLUMNS, *targets]
 
     def write(self, files: Iterable[FileScores]) -> None:
         """Write `predictions.csv`, `predictions.parquet` and `summary.csv`."""
