@@ -382,7 +382,7 @@ def test_the_command_writes_tables_page_ethogram_and_videos(model, heads, folder
     assert (tmp_path / "out" / "videos" / "0.mp4").stat().st_mtime_ns == drawn
     for words, message in (
         ([folder, "--out", tmp_path / "x"], "no head among the arguments"),
-        ([tmp_path / "clips.safetensors", folder, "--out", tmp_path / "x"], "pass its place as model (--model)"),
+        ([tmp_path / "clips.safetensors", folder, "--out", tmp_path / "x"], "pass its place as model (--model, and"),
         ([tmp_path / "clips.safetensors", "--out", tmp_path / "x"], "no source among the arguments"),
         ([tmp_path / "encoder" / "model.safetensors", folder, "--out", tmp_path / "x"], "expected 'tubelet-head-1'"),
     ):
