@@ -91,3 +91,13 @@ def test_images_with_masks_are_pixel_labels(name, tmp_path):
     table, task = read_label_table(tmp_path, FitConfig(workers=0))
     assert task.name == "segmentation" and [row.split for row in table.rows] == ["test", "test", "train", "train"]
     assert table.rows[3].mask == tmp_path / "train" / "masks" / "1.png" and table.classes == ("0", "1", "2")
+
+
+def test_folders_of_frames_in_folders_of_classes_are_reported(tmp_path, caplog):
+    for folder in ("run/seq_0", "run/seq_1", "walk"):  # the last has numbered images of its own
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(8):
+            write_image(tmp_path / folder / f"{number}.png", index=number, size=32)
+    with caplog.at_level("INFO"):
+        assert len(read_labels(tmp_path).rows) == 24
+    assert f"2 folders look like frames of videos, such as {tmp_path}/run/seq_0: the images are labeled" in caplog.text

@@ -23,7 +23,8 @@ class Embed(LoadOptions, ConfigurableCommand):
     CONTINUES = True
 
     sources: Sources
-    """Folders, media files, globs, lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs."""
+    """Folders, media files, globs, frames (DIR/%06d.png), lists (CSV, TSV, TXT or JSONL), and folders of shards; paths
+    or URLs."""
     settings: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(
         default_factory=EmbedConfig
     )

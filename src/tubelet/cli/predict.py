@@ -32,7 +32,7 @@ class Predict(LoadOptions, ConfigurableCommand):
 
     heads_and_sources: HeadsAndSources
     """Head files of `tubelet fit`, which are the arguments that end in .safetensors; and sources: folders, media
-    files, globs, lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs."""
+    files, globs, frames (DIR/%06d.png), lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs."""
     settings: Annotated[PredictConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(
         default_factory=PredictConfig
     )

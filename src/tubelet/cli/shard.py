@@ -21,7 +21,7 @@ class Shard(ConfigurableCommand):
     CONTINUES = True
 
     sources: Sources
-    """Folders, media files, globs, and lists (CSV, TSV, TXT or JSONL); paths or URLs."""
+    """Folders, media files, globs, frames (DIR/%06d.png), and lists (CSV, TSV, TXT or JSONL); paths or URLs."""
     settings: Annotated[ShardConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(
         default_factory=ShardConfig
     )

@@ -25,7 +25,7 @@ class Stats(ConfigurableCommand):
     """Measure the values of videos, images and stacks of any depth and number of channels, to train on them."""
 
     sources: Sources
-    """Folders, media files, globs, and lists (CSV, TSV, TXT or JSONL); paths or URLs."""
+    """Folders, media files, globs, frames (DIR/%06d.png), and lists (CSV, TSV, TXT or JSONL); paths or URLs."""
     out: Path
     """File of the statistics (JSON), for `tubelet train --stats`."""
     channels: Annotated[int | None, Bounds(1, 1024)] = None

@@ -21,8 +21,8 @@ class View(ConfigurableCommand):
     """Show features on videos and images: one page with colors, similarity to a patch, clusters and surprise."""
 
     sources: Sources
-    """Videos and images on this machine: folders, files, globs, and lists (CSV, TSV, TXT or JSONL). With --serve, a
-    table of `tubelet embed --dense`, and perhaps the files of it to show."""
+    """Videos and images on this machine: folders, files, globs, frames (DIR/%06d.png), and lists (CSV, TSV, TXT or
+    JSONL). With --serve, a table of `tubelet embed --dense`, and perhaps the files of it to show."""
     settings: Annotated[ViewConfig, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")] = field(
         default_factory=ViewConfig
     )

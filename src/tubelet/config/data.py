@@ -64,7 +64,8 @@ class DataConfig(Settings):
     """Settings of sources, sampling and clips."""
 
     sources: Annotated[tuple[PathText, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")] = ()
-    """Folders, media files, globs, lists (CSV, TSV, TXT or JSONL), and folders of shards; paths or URLs."""
+    """Folders, media files, globs, frames (DIR/%06d.png), lists (CSV, TSV, TXT or JSONL), and folders of shards; paths
+    or URLs."""
     allow_path: tuple[PathText, ...] = ()
     """Folders and URLs, besides a manifest's own folder, that the manifest's files may lie in."""
     source_weights: tuple[Annotated[float, Bounds(0, 1e12, exclusive=True)], ...] = ()

@@ -47,6 +47,7 @@ class MediaList:
             videos.
         image_rows: weights of the images; None if no list has any.
         has_stacks: whether some of the videos are stacks of frames.
+        frame_folders: folders whose images look like the frames of a video, but are read one by one.
     """
 
     videos: Sequence[str]
@@ -58,6 +59,7 @@ class MediaList:
     video_rows: ListedRows | None = None
     image_rows: ListedRows | None = None
     has_stacks: bool = False
+    frame_folders: Sequence[str] = ()
 
     def of_source(self, number: int) -> "MediaList":
         """The files that source `number`, from 0, is the first to contain."""
@@ -122,8 +124,9 @@ class _FrameFolders:
     """Folders whose images look like the frames of videos, and are read one by one."""
 
     def __init__(self) -> None:
-        self.looked_at = self.count = 0
-        self.example = self.remedy = ""
+        self.looked_at = 0
+        self.folders: list[str] = []
+        self.remedy = ""
 
     def add(self, folder: str, names: Sequence[str], source: str = "") -> None:
         """Look at the sorted names of a folder's files; `source` is the part of a pattern before the names' own."""
@@ -133,21 +136,20 @@ class _FrameFolders:
         first = next(name for name in names if pattern.number(name) is not None)
         if suffix_of(first) in STACK_FORMATS["tiff"] and has_pages(f"{folder}/{first}"):
             return
-        self.count += 1
-        if not self.example:
-            self.example = folder
+        self.folders.append(folder)
+        if not self.remedy:
             self.remedy = (
                 f"pass '{source}/{pattern}'" if source else "copy them to a local disk, and see Folders of frames"
             )
 
     def note(self) -> list[str]:
         """A message, if there are any."""
-        if not self.count:
+        if not self.folders:
             return []
-        least = "at least " if self.looked_at > _LOOKED_AT else ""
-        what = f"{least}{_counted(self.count, 'folder')} look{'s' * (self.count == 1)} like frames of videos"
+        least, count = "at least " if self.looked_at > _LOOKED_AT else "", len(self.folders)
+        look = f"{least}{_counted(count, 'folder')} look{'s' * (count == 1)} like frames of videos"
         return [
-            f"{what}, such as {self.example}: the images are read one by one; to read them as videos, {self.remedy}"
+            f"{look}, such as {self.folders[0]}: the images are read one by one; to read them as videos, {self.remedy}"
         ]
 
 
@@ -221,7 +223,16 @@ def list_media(sources: Sequence[str], allow_path: Sequence[str] = ()) -> MediaL
     counts = list(zip(video_ends, image_ends, ends, strict=True))
     folders = list(shards.values())
     return MediaList(
-        video_files, image_files, folders, _by_suffix(left), counts, notes, video_rows, image_rows, has_stacks
+        video_files,
+        image_files,
+        folders,
+        _by_suffix(left),
+        counts,
+        notes,
+        video_rows,
+        image_rows,
+        has_stacks,
+        frames.folders,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tubelet.data.sources import list_media
-from tubelet.errors import DataError
+from tubelet.errors import DataError, escape_filename
 from tubelet.labels.build import build_table, digest_of
 from tubelet.labels.records import LabelError, LabelRow, LabelTable
 
@@ -116,6 +116,7 @@ def _read_split(subfolder: Path, folder: Path, read_table: Callable[[Path], Labe
 def _read_classes(subfolder: Path) -> LabelTable | None:
     """The media in the subfolders of a folder, whose names are their classes."""
     rows: list[LabelRow] = []
+    frames: list[str] = []
     for child in sorted(subfolder.iterdir()):
         if not child.is_dir() or child.name.startswith("."):
             continue
@@ -123,10 +124,18 @@ def _read_classes(subfolder: Path) -> LabelTable | None:
             media = list_media([str(child)])
         except DataError:  # no media
             continue
+        # A class whose images are numbered is common; its subfolders of numbered images are videos.
+        frames += [folder for folder in media.frame_folders if folder != str(child.resolve())]
         for path in sorted([*media.videos, *media.images]):
             rows.append(LabelRow(line=len(rows) + 1, path=Path(path), labels=(child.name,)))
     if not rows:
         return None
+    if frames:
+        logger.info(
+            "%d folder%s look like frames of videos, such as %s: the images are labeled one by one; to label them as "
+            "videos, write a table of the columns path and label with a row for each folder",
+            *(len(frames), "s" * (len(frames) > 1), escape_filename(frames[0])),
+        )
     digest = digest_of(*(f"{row.labels[0]}/{row.path.name}".encode() for row in rows))
     return build_table(subfolder, "folders of classes", digest, rows, row_kind="file")
 
