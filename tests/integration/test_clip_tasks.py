@@ -65,6 +65,13 @@ def test_quick_looks_on_clips_and_images(layouts, evaluate, task):
         result = evaluate(task, layouts / layout, *options, *(QUICK if task == "linear" else ()), out=layout)
         assert 0 <= result["metrics"]["mean per class"] <= 100
         assert result["counts"]["channels"] == 24
+        for model, metrics in (("this model", result["metrics"]), *result["baselines"].items()):
+            ends = result["intervals"][model]
+            assert ends.keys() == metrics.keys()
+            assert all(0 <= low <= metrics[name] <= high <= 100 for name, (low, high) in ends.items())
+        assert list(result["baselines"]) == ["majority class"]
+        present = len(result["details"]["accuracy by class"])
+        assert result["baselines"]["majority class"]["mean per class"] in (0, pytest.approx(100 / present))
 
 
 def test_anticipation(layouts, evaluate):

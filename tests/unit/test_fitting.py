@@ -115,7 +115,7 @@ def test_a_head_is_measured_on_other_labels_and_not_on_its_training_files(clips,
     assert "rows: 2, files: 2, training files left out: 1" in done.stdout
     result = json.loads((tmp_path / "result" / "result.json").read_text())
     assert result["metrics"]["top-1"] == 50 and result["details"]["left_out"] == [str(tmp_path / "0.mp4")]
-    assert result["details"]["intervals"]["this head"]["top-1"] == [0, 100]
+    assert result["intervals"]["this model"]["top-1"] == [0, 100]
     assert "files: 3, training files among them: 1" in evaluate("--include-training-files").stdout
     for labels, options, message in (
         ([{"path": "12.mp4", "label": "rde"}], (), "has the class 'rde', which the head does not know"),

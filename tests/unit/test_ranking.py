@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from tubelet.tasks.common.classification_report import majority_baseline, metrics_with_intervals
+from tubelet.tasks.common.classification_scores import scores_of
 from tubelet.tasks.metrics.ranking import best_answers, class_mean_recall, ranks, recall_by_class, top_k
 
 # Three classes; the true one is in turn first, second, last, and first.
@@ -21,6 +23,20 @@ def test_a_case_worked_out_by_hand():
     # Among two answers: 1, 1, 1/2.
     assert class_mean_recall(place, TRUTH, 2) == pytest.approx(100 * 2.5 / 3)
     assert best_answers(SCORES, 2).tolist() == [[0, 1], [0, 1], [0, 1], [2, 1]]
+
+
+def test_results_of_few_files_have_wide_intervals_and_the_most_frequent_class_beside_them():
+    found = metrics_with_intervals(scores_of(SCORES, TRUTH), TRUTH)
+    assert {name: metric.value for name, metric in found.items()} == {"top-1": 50.0, "mean per class": 50.0}
+    assert all(metric.low <= 10 and metric.high >= 90 for metric in found.values())
+    many = metrics_with_intervals(scores_of(SCORES.repeat(100, 1), TRUTH.repeat(100)), TRUTH.repeat(100))
+    error = 100 * 1.96 * np.sqrt(0.5 * 0.5 / 400)
+    assert [many["top-1"].low, many["top-1"].high] == pytest.approx([50 - error, 50 + error], abs=0.8)
+    # Class 2 is the most frequent in training, and two of four files; a class that training lacks is never right.
+    (constant,) = majority_baseline(torch.tensor([2, 2, 0]), TRUTH, 3).values()
+    assert constant["top-1"].value == 50 and constant["mean per class"].value == pytest.approx(100 / 3)
+    (unknown,) = majority_baseline(torch.tensor([1, 1, 0]), TRUTH, 2).values()
+    assert unknown["top-1"].value == 25
 
 
 def test_perfect_and_useless_answers():

@@ -35,12 +35,13 @@ def test_an_unknown_task_is_refused_with_the_names_of_all():
 
 
 def test_a_result_keeps_values_units_and_directions_of_baselines(tmp_path):
-    metrics = {"RMSE": Metric(value=1.5, unit="m", higher_is_better=False)}
+    metrics = {"RMSE": Metric(value=1.5, unit="m", higher_is_better=False, low=1.25, high=2.0)}
     baselines = {"random weights": {"RMSE": Metric(value=2.5, unit="m", higher_is_better=False)}}
     result = Result(
         task="depth", benchmark="NYUv2", data="d", model_id="m", protocol="p", metrics=metrics, counts={},
         baselines=baselines,
     )  # fmt: skip
+    assert str(metrics["RMSE"]) == "1.500 [1.250, 2.000] m"
     write_result(result, tmp_path / "result.json")
     assert read_result(tmp_path / "result.json") == result and result.best("RMSE") == 1.5
     assert json.loads((tmp_path / "result.json").read_text())["higher_is_better"] == {"RMSE": False}

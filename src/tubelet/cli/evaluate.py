@@ -90,6 +90,7 @@ class Evaluate(ConfigurableCommand):
         from tubelet.heads.head_file import load_head
         from tubelet.prediction.api import load_encoder
         from tubelet.tasks.common.result import require_writable, write_result
+        from tubelet.view.results import write_result_page
 
         assert self.labels is not None
         self.settings.reject_unused(_UNUSED_BY_HEADS, "--labels")
@@ -114,10 +115,12 @@ class Evaluate(ConfigurableCommand):
                 cache=self.cache,
                 progress=progress,
             )
-            write_result(_head_result(self.model, head, self.labels, found), folder / "result.json")
+            result = _head_result(self.model, head, self.labels, found)
+            write_result(result, folder / "result.json")
+            write_result_page(result, folder / "page.html")
         print_scores((*found.scores, *_fit_scores(head)), console, self.labels.name)
         print_wrapped(console, ", ".join(f"{what}: {count}" for what, count in found.counts.items()))
-        print_wrapped(console, str(folder / "result.json"))
+        print_wrapped(console, f"{folder / 'page.html'}, {folder / 'result.json'}")
 
     def _run_task(self, data: Path) -> None:
         """Evaluate a model by a task on a data set."""
@@ -163,12 +166,18 @@ def _fit_scores(head: "Head") -> "list[ModelMetrics]":
 
 
 def _head_result(model: str, head: "Head", labels: Path, found: "HeadEvaluation") -> "Result":
-    """The metrics of a head as a result, with the intervals among its details."""
+    """The metrics of a head as a result."""
     from tubelet.tasks.common.result import Metric, Result
 
     metrics = {
         each.model: {
-            metric.name: Metric(value=metric.value, unit=metric.unit or "", higher_is_better=metric.higher_is_better)
+            metric.name: Metric(
+                value=metric.value,
+                unit=metric.unit or "",
+                higher_is_better=metric.higher_is_better,
+                low=metric.low,
+                high=metric.high,
+            )
             for metric in each.metrics
         }
         for each in found.scores
@@ -185,10 +194,5 @@ def _head_result(model: str, head: "Head", labels: Path, found: "HeadEvaluation"
         baselines={name: metrics[name] for name in baselines},
         counts=found.counts,
         skipped=list(found.skipped),
-        details={
-            "intervals": {
-                each.model: {metric.name: [metric.low, metric.high] for metric in each.metrics} for each in found.scores
-            },
-            "left_out": list(map(str, found.left_out)),
-        },
+        details={"left_out": list(map(str, found.left_out))},
     )

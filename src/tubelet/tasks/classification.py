@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from tubelet.datasets import ClassificationDataset
 from tubelet.heads.attentive import BLOCKS, AttentiveProbe, probe_heads
 from tubelet.tasks.common.classification_plan import ClassificationPlan, make_plan, training_settings
-from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
+from tubelet.tasks.common.classification_report import (
+    confusion_details,
+    majority_baseline,
+    metrics,
+    metrics_with_intervals,
+    sweep_details,
+    worst_examples,
+)
 from tubelet.tasks.common.classification_scores import Tokens, dataset_fingerprint, score_heads, train_classifiers
 from tubelet.tasks.common.result import Result
 from tubelet.tasks.common.task import EvaluationContext, Task
@@ -46,7 +53,8 @@ def evaluate(context: EvaluationContext) -> Result:
     return context.result(
         benchmark=plan.name,
         protocol=_describe_protocol(plan, len(probes), heads),
-        metrics=values[best],
+        metrics=metrics_with_intervals(scores[best], truth[:, 0]),
+        baselines=majority_baseline(train_labels[:, 0], truth[:, 0], len(plan.classes)),
         counts={
             "classes": len(plan.classes),
             "training files": len(train),

@@ -4,7 +4,13 @@ import torch
 
 from tubelet.datasets import ClassificationDataset
 from tubelet.heads.knn import NEIGHBORS, TEMPERATURE, neighbor_votes
-from tubelet.tasks.common.classification_report import confusion_details, metrics, worst_examples
+from tubelet.tasks.common.classification_report import (
+    confusion_details,
+    majority_baseline,
+    metrics,
+    metrics_with_intervals,
+    worst_examples,
+)
 from tubelet.tasks.common.classification_scores import Scores, join_scores, scores_of
 from tubelet.tasks.common.pooled_features import PooledDataset
 from tubelet.tasks.common.result import Result
@@ -29,7 +35,8 @@ def evaluate(context: EvaluationContext) -> Result:
             f"weights exp(cosine / {TEMPERATURE}), the better of k = {' and '.join(map(str, neighbors))} "
             f"(here {best}); {data.plan.describe_views()}."
         ),
-        metrics=values[best],
+        metrics=metrics_with_intervals(scores[best], data.truth),
+        baselines=majority_baseline(data.labels[:, 0], data.truth, len(data.plan.classes)),
         counts=data.counts,
         skipped=data.skipped,
         details={

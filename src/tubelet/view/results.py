@@ -27,7 +27,9 @@ def write_result_page(result: Result, out: Path) -> None:
     examples = [
         {
             "name": example.name,
-            "score": None if example.score is None else str(replace(result.metrics[first], value=example.score)),
+            "score": None
+            if example.score is None
+            else str(replace(result.metrics[first], value=example.score, low=None, high=None)),
             "note": example.note,
             "images": [(label, image_uri(shrink_to_page(pixels))) for label, pixels in example.images.items()],
         }

@@ -2,8 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,9 +15,11 @@ from tubelet.tasks.common.classification_scores import Scores
 from tubelet.tasks.common.clip_transforms import shown_frames
 from tubelet.tasks.common.extract import FeatureSet
 from tubelet.tasks.common.result import Example, Metric
-from tubelet.tasks.metrics.ranking import class_mean_recall, recall_by_class, top_k
+from tubelet.tasks.metrics.intervals import Floats, bootstrap_interval, mean_defined, ratio
+from tubelet.tasks.metrics.ranking import UNKNOWN, class_mean_recall, recall_by_class, top_k
 
 EXAMPLES = 12
+MAJORITY = "majority class"
 _MATRIX_CLASSES = 20  # beyond which a table of all confusions is no longer read
 
 
@@ -25,6 +30,44 @@ def metrics(scores: Scores, truth: Tensor) -> dict[str, Metric]:
         values["top-5"] = top_k(scores.ranks, 5)
     values["mean per class"] = class_mean_recall(scores.ranks, truth, 1)
     return {name: Metric(value=value, unit="%") for name, value in values.items()}
+
+
+def metrics_with_intervals(scores: Scores, truth: Tensor) -> dict[str, Metric]:
+    """`metrics` with 95 % intervals, by resampling the samples, each of which is a file."""
+    values, order = metrics(scores, truth), truth.argsort(stable=True).numpy()
+    starts = np.flatnonzero(np.diff(truth.numpy()[order], prepend=-1))  # of the classes
+
+    def accuracy(weights: Floats, hits: Floats) -> Floats:
+        return 100 * ratio(weights @ hits, weights.sum(1))
+
+    def mean_per_class(weights: Floats, hits: Floats) -> Floats:
+        weights = weights[:, order]
+        sums = (np.add.reduceat(each, starts, axis=1) for each in (weights * hits[order], weights))
+        return 100 * mean_defined(ratio(*sums))
+
+    found = {}
+    for name, value in values.items():
+        hits = (scores.ranks < (5 if name == "top-5" else 1)).numpy().astype(float)
+        statistic = partial(mean_per_class if name == "mean per class" else accuracy, hits=hits)
+        interval = bootstrap_interval(name, statistic, len(truth), bounds=(0, 100), unit="%")
+        found[name] = replace(value, low=interval.low, high=interval.high)
+    return found
+
+
+def majority_baseline(labels: Tensor, truth: Tensor, classes: int) -> dict[str, dict[str, Metric]]:
+    """The metrics of a constant answer, the classes by their frequency in training, by the name of the baseline.
+
+    Args:
+        labels: (m,) int64 classes of the training files.
+        truth: (n,) int64 classes of the test files.
+        classes: K.
+    """
+    order = torch.bincount(labels, minlength=classes).argsort(descending=True, stable=True)
+    position = torch.cat([order.argsort(), torch.tensor([UNKNOWN])])
+    rank = position[truth.clamp(max=classes)]
+    answers = order[:5].expand(len(truth), -1)
+    constant = Scores(rank, rank, answers, torch.zeros(answers.shape))
+    return {MAJORITY: metrics_with_intervals(constant, truth)}
 
 
 def sweep_details(settings: TrainingSettings, values: Sequence[dict[str, Metric]], best: int) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from tubelet.errors import BadFile
 from tubelet.io.files import atomic_write
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.classification_plan import make_plan, training_settings
-from tubelet.tasks.common.classification_report import confusion_details, metrics, sweep_details, worst_examples
+from tubelet.tasks.common.classification_report import (
+    confusion_details,
+    majority_baseline,
+    metrics,
+    metrics_with_intervals,
+    sweep_details,
+    worst_examples,
+)
 from tubelet.tasks.common.classification_scores import Pooled, dataset_fingerprint, score_heads, train_classifiers
 from tubelet.tasks.common.extract import FeatureSet
 from tubelet.tasks.common.result import Result
@@ -106,7 +113,8 @@ def evaluate_heads(
             f"{text}, AdamW for {settings.epochs} epochs; the best of {len(heads)} heads by the metrics on the test "
             f"files themselves; {data.plan.describe_views()}."
         ),
-        metrics=values[best],
+        metrics=metrics_with_intervals(scores[best], data.truth),
+        baselines=majority_baseline(data.labels[:, 0], data.truth, len(classes)),
         counts=data.counts,
         skipped=data.skipped,
         details=sweep_details(settings, values, best) | confusion_details(scores[best], data.truth, classes),

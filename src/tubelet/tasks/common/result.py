@@ -35,11 +35,15 @@ class Metric:
         value: the value in `unit`.
         unit: "%", "m", ...; empty for a plain number.
         higher_is_better: the better direction; None for a value that is only a reference for another one.
+        low: lower end of the 95 % interval; None if it was not estimated, or cannot be.
+        high: upper end of the 95 % interval; None if it was not estimated, or cannot be.
     """
 
     value: float
     unit: str = ""
     higher_is_better: bool | None = True
+    low: float | None = None
+    high: float | None = None
 
     @property
     def arrow(self) -> str:
@@ -48,7 +52,9 @@ class Metric:
 
     def __str__(self) -> str:
         digits = 1 if self.unit == "%" else 3
-        return f"{self.value:.{digits}f}{' ' * bool(self.unit)}{self.unit}"
+        has_interval = self.low is not None and self.high is not None
+        interval = f" [{self.low:.{digits}f}, {self.high:.{digits}f}]" if has_interval else ""
+        return f"{self.value:.{digits}f}{interval}{' ' * bool(self.unit)}{self.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +111,7 @@ class Result:
     @property
     def columns(self) -> dict[str, Mapping[str, Metric]]:
         """The model's own metrics and those of the baselines, by the heading of their column."""
-        return {"this model" if self.baselines else "value": self.metrics, **self.baselines}
+        return {_own_column(self.baselines): self.metrics, **self.baselines}
 
     def best(self, name: str) -> float | None:
         """The best value of a metric among the model and the baselines; None without baselines or a direction."""
@@ -114,6 +120,11 @@ class Result:
             return None
         values = [metrics[name].value for metrics in self.columns.values() if name in metrics]
         return max(values) if direction else min(values)
+
+
+def _own_column(baselines: Mapping[str, Any]) -> str:
+    """The heading of the model's own column."""
+    return "this model" if baselines else "value"
 
 
 def require_writable(folder: Path) -> None:
@@ -161,6 +172,7 @@ def _to_json(result: Result) -> dict[str, Any]:
         "baselines": {name: _values(metrics) for name, metrics in result.baselines.items()},
         "units": {name: metric.unit for name, metric in result.metrics.items()},
         "higher_is_better": {name: metric.higher_is_better for name, metric in result.metrics.items()},
+        "intervals": {name: found for name, metrics in result.columns.items() if (found := _intervals(metrics))},
         "counts": dict(result.counts),
         "skipped": [{"path": file.path, "reason": file.reason} for file in result.skipped],
         "details": result.details,
@@ -170,6 +182,11 @@ def _to_json(result: Result) -> dict[str, Any]:
 
 def _values(metrics: Mapping[str, Metric]) -> dict[str, float]:
     return {name: metric.value for name, metric in metrics.items()}
+
+
+def _intervals(metrics: Mapping[str, Metric]) -> dict[str, tuple[float | None, float | None]]:
+    known = {name: (metric.low, metric.high) for name, metric in metrics.items()}
+    return {name: ends for name, ends in known.items() if ends != (None, None)}
 
 
 class _ResultJson(TypedDict):
@@ -186,6 +203,7 @@ class _ResultJson(TypedDict):
     beside: NotRequired[dict[str, dict[str, float]]]
     units: dict[str, str]
     higher_is_better: NotRequired[dict[str, bool | None]]
+    intervals: NotRequired[dict[str, dict[str, list[float | None]]]]
     counts: NotRequired[dict[str, int]]
     details: NotRequired[dict[str, Any]]
 
@@ -201,13 +219,18 @@ def read_result(path: Path) -> Result:
     if version > VERSION:
         raise file_error(path, f"version {version} of result.json, expected at most {VERSION}", "update tubelet")
     units, directions = content["units"], content.get("higher_is_better", {})
+    intervals = content.get("intervals", {})
     baselines = content.get("baselines" if version > 1 else "beside", {})
+    if any(len(ends) != 2 for column in intervals.values() for ends in column.values()):
+        raise file_error(path, "an interval does not have two ends", _REMEDY)
+    own = _own_column(baselines)
     for name in content["metrics"]:
         if name not in units:
             raise file_error(path, f"units has no {name!r:.100}, which is one of the metrics", _REMEDY)
 
-    def metric(name: str, value: float) -> Metric:
-        return Metric(value=value, unit=units[name], higher_is_better=directions.get(name))
+    def metric(name: str, value: float, column: str) -> Metric:
+        low, high = intervals.get(column, {}).get(name, [None, None])
+        return Metric(value=value, unit=units[name], higher_is_better=directions.get(name), low=low, high=high)
 
     return Result(
         task=content["task"],
@@ -215,9 +238,9 @@ def read_result(path: Path) -> Result:
         data=content.get("data", ""),
         model_id=content["model_id"],
         protocol=content.get("protocol", ""),
-        metrics={name: metric(name, value) for name, value in content["metrics"].items()},
+        metrics={name: metric(name, value, own) for name, value in content["metrics"].items()},
         baselines={
-            other: {name: metric(name, value) for name, value in values.items() if name in content["metrics"]}
+            other: {name: metric(name, value, other) for name, value in values.items() if name in content["metrics"]}
             for other, values in baselines.items()
         },
         counts=content.get("counts", {}),
