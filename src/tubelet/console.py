@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from textwrap import fill
 from typing import Any, TextIO, cast
 
@@ -25,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.segment import Segment
 from rich.text import Text
 
-from tubelet.errors import escape_unprintable, first_line
+from tubelet.errors import TubeletWarning, escape_unprintable, first_line
 
 # Exit codes of a command that did its work and whose last line could not be printed; what sysexits.h calls EX_IOERR,
 # and what a shell reports of a process that SIGPIPE ended.
@@ -218,8 +217,8 @@ def standard_streams() -> Iterator[Output]:
 
 def _format_warning(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
     """Format a warning as its message; of another package, with its source."""
-    from_package = Path(filename).is_relative_to(Path(__file__).parent)
-    origin = "" if from_package else f" ({category.__name__}, {filename}:{lineno})"
+    own = issubclass(category, TubeletWarning)
+    origin = "" if own else f" ({category.__name__}, {filename}:{lineno})"
     return f"warning: {escape_unprintable(str(message))}{origin}\n"
 
 

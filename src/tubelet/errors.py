@@ -60,6 +60,10 @@ class TubeletError(Exception):
         super().__init__(escape_unprintable(message))
 
 
+class TubeletWarning(UserWarning):
+    """Category of this package's warnings, for filters."""
+
+
 class ConfigError(TubeletError, ValueError):
     """A setting, option or argument with a value that is not allowed or does not fit the others."""
 

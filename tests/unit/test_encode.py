@@ -308,10 +308,24 @@ def test_a_rate_above_the_videos_own_is_reported_once(model, videos):
         list(model.stream(videos / "video.mp4", fps=12))
         assert not caught
         for _ in range(2):
-            model.encode(videos / "video.mp4", fps=30)
-            list(model.stream(videos / "video.mp4", fps=30))
+            model.encode(videos / "video.mp4", fps=30), list(model.stream(videos / "video.mp4", fps=30))
     (warning,) = caught
     assert "video.mp4: has 12 frames a second, the clips 30: frames are repeated" in str(warning.message)
+
+
+def test_a_warning_shows_the_line_of_the_users_own_code(model, videos, frames, tmp_path):
+    rounded = copy.deepcopy(model).bfloat16()
+    calls = (
+        lambda: model.encode(frames[:3]),
+        lambda: model.encode(videos / "video.mp4", fps=30),
+        lambda: list(model.stream(videos / "video.mp4", frames=64, fps=1.25)),
+        lambda: rounded.requires_grad_(),
+        lambda: rounded.save_pretrained(tmp_path / "rounded"),
+    )
+    for call in calls:
+        with pytest.warns(UserWarning) as caught:
+            call()
+        assert {(each.filename, each.lineno) for each in caught} == {(__file__, call.__code__.co_firstlineno)}
 
 
 def test_what_is_chosen_is_printed_once_where_nothing_shows_the_log(videos, capsys, monkeypatch):

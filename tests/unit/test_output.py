@@ -24,7 +24,7 @@ from tubelet.console import (
     set_terminal_size,
     stages_progress,
 )
-from tubelet.errors import BadFile, TubeletError, escape_unprintable
+from tubelet.errors import BadFile, TubeletError, TubeletWarning, escape_unprintable
 
 # ESC, a line feed, a right-to-left mark, a zero-width space, a line separator, a byte that is not UTF-8, C1's CSI.
 NASTY = "a\x1b[31m\nb\u202ec\u200bd\u2028e\udcfff\x9bg\r\b[red]h[/red]:smile:.mp4"
@@ -148,8 +148,8 @@ def test_a_command_whose_standard_output_is_closed_ends_with_a_code_that_reports
 
 def test_a_warning_is_one_line(monkeypatch, capsys):
     def warn(*_, **__):
-        for message, file in ((NASTY, cli.__file__), ("theirs", "/lib/other.py")):  # pytest keeps warnings for itself
-            sys.stderr.write(warnings.formatwarning(UserWarning(message), UserWarning, file, 7))
+        for message, category in ((NASTY, TubeletWarning), ("theirs", UserWarning)):  # pytest keeps warnings for itself
+            sys.stderr.write(warnings.formatwarning(category(message), category, "/lib/other.py", 7))
 
     monkeypatch.setattr(cli.Search, "run", warn)
     monkeypatch.setattr(sys, "argv", ["tubelet", "search", ".", "."])

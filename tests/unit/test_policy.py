@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "tubelet"
 FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 # From the lowest layer to the highest. A module imports from its own layer and from those below.
 LAYERS = (
-    "errors grid schedules value_checks io launch",
+    "errors grid schedules user_warnings value_checks io launch",
     "config",
     "device console",
     "data model",
@@ -153,6 +153,10 @@ def test_files_that_are_not_media_are_parsed_by_the_readers():
         if Path(file).name not in PARSING_MODULES:
             found += [f"{file}: {line.strip()}" for line in text(file).splitlines() if PARSERS.search(line)]
     assert not found, "use tubelet.io"
+
+
+def test_warnings_show_the_users_own_line():
+    assert [file for file in FILES if "warnings.warn(" in text(file)] == []
 
 
 def test_text_files_are_utf8_on_every_system():

@@ -1,6 +1,5 @@
 """How much data to prefetch: as many steps, batches or sources as fit into a number of bytes."""
 
-import warnings
 from typing import Any, Literal, NamedTuple
 
 from torch.utils.data import IterableDataset
@@ -8,6 +7,7 @@ from torch.utils.data import IterableDataset
 from tubelet.data.worker_count import resolve_workers
 from tubelet.data.worker_loader import PREFETCH, WorkerLoader, free_shared_memory
 from tubelet.data.worker_status import SHARED_MEMORY, WorkerStatus
+from tubelet.user_warnings import warn_user
 
 MB = 10**6
 
@@ -105,7 +105,7 @@ def prefetching_loader(
     """
     prefetch = prefetch_within(limit_mb, item, item_bytes, workers)
     if prefetch.note:
-        warnings.warn(prefetch.note, stacklevel=3)
+        warn_user(prefetch.note)
     return WorkerLoader(
         batches, prefetch.workers, status=status, item_bytes=item_bytes, prefetch=prefetch.factor, batch_size=None
     )

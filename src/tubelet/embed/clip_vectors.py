@@ -1,6 +1,5 @@
 """The clips of a table as vectors that can be compared: whitened, reduced and of length 1."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tubelet.data.part_table import parts
 from tubelet.data.stacks.reader import DEFAULT_FPS
 from tubelet.embed.table import pooled_rows, read_settings
 from tubelet.errors import DataError
+from tubelet.user_warnings import warn_user
 
 DIMENSIONS, ROWS_EACH = 128, 4
 """Largest width of the vectors, and clips for each dimension: with fewer, whitened clips would be equally far apart."""
@@ -66,10 +66,9 @@ def read_clip_vectors(table: Path) -> ClipVectors:
     lengths = np.linalg.norm(x, axis=1)
     healthy = np.isfinite(lengths) & (lengths > 0)
     if not healthy.all():
-        warnings.warn(
+        warn_user(
             f"{table}: {np.sum(~healthy)} of {len(x)} rows have features without a direction (NaN, infinity or zero) "
-            f"and are left out, the first of {names[int(np.argmin(healthy))]}",
-            stacklevel=2,
+            f"and are left out, the first of {names[int(np.argmin(healthy))]}"
         )
     if not healthy.any():
         raise DataError(f"{table}: no row has features that can be compared; embed the collection with another model")

@@ -9,7 +9,6 @@ query. 0 is as similar as any two clips or tokens of the table are, 1 is the sam
 
 import logging
 import math
-import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from tubelet.errors import ConfigError, DataError, MissingFileError, TubeletErro
 from tubelet.pretrained.backbone import Backbone
 from tubelet.pretrained.dense_features import DenseFeatures
 from tubelet.pretrained.load import load
+from tubelet.user_warnings import warn_user
 
 logger = logging.getLogger(__name__)
 
@@ -294,10 +294,9 @@ def _nearest_clips(
         best += [_Candidate(Hit(**row, similarity=float(similarity[i]))) for row, i in zip(found, nearest, strict=True)]
         best = _top(best, top)
     if unranked:
-        warnings.warn(
+        warn_user(
             f"{index}: {unranked} of {rows} rows have features without a direction (NaN, infinity or zero) and are not "
-            f"ranked, the first of {first}; delete the table and embed the collection again",
-            stacklevel=2,
+            f"ranked, the first of {first}; delete the table and embed the collection again"
         )
     return best
 
@@ -324,7 +323,7 @@ def _nearest_moments(
             best.append(_Candidate(hit, similarity[i, step]))
         best = _top(best, top)
     if unranked:
-        warnings.warn(f"{index}: {unranked} of {rows} rows have features that are not finite", stacklevel=2)
+        warn_user(f"{index}: {unranked} of {rows} rows have features that are not finite")
     return best
 
 
@@ -345,10 +344,9 @@ def _with_boxes(candidates: list[_Candidate]) -> list[Hit]:
                 unknown.append(error)
         hits.append(replace(candidate.hit, box=box))
     if unknown:
-        warnings.warn(
+        warn_user(
             f"the boxes of {len(unknown)} of {len(hits)} results are unknown, since their files cannot be read "
-            f"({unknown[0]})",
-            stacklevel=3,
+            f"({unknown[0]})"
         )
     return hits
 

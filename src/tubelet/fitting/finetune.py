@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import json
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.extract import RESUME_HINT
 from tubelet.train.optim import is_decayed
 from tubelet.train.signals import InterruptedRunError, StopSignals
+from tubelet.user_warnings import warn_user
 
 WEIGHT_DECAY = 0.05
 MAX_GRAD_NORM = 1.0
@@ -353,7 +353,7 @@ def _loader(
     size = sizes.clip_bytes(head_input.frames, head_input.image_size) * max(map(len, batches), default=0)
     prefetch = prefetch_within(config.prefetch_mb, "the clips of a step", size, config.workers)
     if prefetch.note and batches:
-        warnings.warn(prefetch.note, stacklevel=2)
+        warn_user(prefetch.note)
     dataset = AugmentedClips(clips, head_input, recipe, config.seed, prefetch.workers, sizes.pixels)
     return WorkerLoader(
         dataset,

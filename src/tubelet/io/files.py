@@ -5,7 +5,6 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from tubelet.errors import ConfigError, FileError, TubeletError, first_line
+from tubelet.user_warnings import warn_user
 
 try:
     import fcntl
@@ -110,9 +110,7 @@ def directory_lock(folder: Path, name: str = LOCK, remedy: str = "choose another
             with suppress(Timeout):
                 lock.acquire()
     except NotImplementedError:  # some network file systems
-        warnings.warn(
-            f"{folder}: filesystem does not support locking; make sure no other process writes here", stacklevel=3
-        )
+        warn_user(f"{folder}: filesystem does not support locking; make sure no other process writes here")
     else:
         if not lock.is_locked:
             raise FileError(f"{folder}: another process is writing to it; wait for it, or {remedy}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +22,7 @@ from tubelet.io.overwrite_checks import check_output
 from tubelet.model.predictor import Predictor
 from tubelet.pretrained.fingerprint import hash_weights
 from tubelet.pretrained.timm_encoder import TimmEncoder
+from tubelet.user_warnings import warn_user
 
 
 class HubEncoder(TimmEncoder, ModelHubMixin):
@@ -113,10 +113,9 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """As `nn.Module.requires_grad_`, with a warning if the data type is too coarse for training."""
         if requires_grad and self.dtype.itemsize < 4:
-            warnings.warn(
+            warn_user(
                 f"weights in {_dtype_name(self.dtype)} round most optimizer steps to nothing; "
-                "load with dtype=torch.float32 for training",
-                stacklevel=2,
+                "load with dtype=torch.float32 for training"
             )
         return super().requires_grad_(requires_grad)
 
@@ -135,9 +134,8 @@ class HubEncoder(TimmEncoder, ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.dtype.itemsize < self.stored_dtype.itemsize:
-            warnings.warn(
-                f"weights rounded to {_dtype_name(self.dtype)} are saved: load with dtype=torch.float32 to keep all",
-                stacklevel=2,
+            warn_user(
+                f"weights rounded to {_dtype_name(self.dtype)} are saved: load with dtype=torch.float32 to keep all"
             )
         self.identify()  # of the weights in memory, which may be a cast of the loaded ones
         file = save_directory / WEIGHTS_FILE

@@ -1,7 +1,6 @@
 """Preprocessing of images, videos, arrays and files to a batch of clips whose size is a multiple of the patch size."""
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from tubelet.data.stacks import is_image_file, is_stack
 from tubelet.data.storage import suffix_of
 from tubelet.errors import ConfigError, DataError
 from tubelet.pretrained.pixels import PixelFormat, is_image, read_pixels, stack_images, unpack_frames
+from tubelet.user_warnings import warn_user
 
 Resize = Literal["round"] | int | tuple[int, int] | None
 DEFAULT_FPS = 4.0
@@ -163,7 +163,7 @@ def _warn_outside_window(x: Any, clips: Sequence[Tensor], config: ModelConfig) -
     if outside := sum(is_outside_window(clip, statistics) for clip in fractions):
         name = f"{x}: " if isinstance(x, (str, Path)) else ""
         which = f"in {outside} of {len(clips)} clips, " if len(clips) > 1 else ""
-        warnings.warn(f"{name}{which}{describe_outside(config.pixels)}", stacklevel=3)
+        warn_user(f"{name}{which}{describe_outside(config.pixels)}")
 
 
 Clip = tuple[Tensor, Tensor | None]
@@ -231,10 +231,7 @@ def _read_file(path: str | Path, config: ModelConfig, sampling: Sampling) -> tup
 def warn_of_repeats(info: VideoInfo, fps: float) -> None:
     """Warn if a rate is above that of the video."""
     if repeats_frames(info, fps):
-        warnings.warn(
-            f"{info.path}: has {info.fps:.4g} frames a second, the clips {fps:g}: frames are repeated",
-            stacklevel=1,  # one place, so that a file is reported once
-        )
+        warn_user(f"{info.path}: has {info.fps:.4g} frames a second, the clips {fps:g}: frames are repeated")
 
 
 def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
@@ -243,10 +240,9 @@ def _clip_times(info: VideoInfo, sampling: Sampling) -> np.ndarray:
     if sampling.start is None:
         times, short = center_clip_times(info, frames, fps)
         if short:
-            warnings.warn(
+            warn_user(
                 f"{info.path}: {info.duration_s:.1f} s are too short for {frames} frames at {fps:g} a second: "
-                "they are read at a higher rate",
-                stacklevel=2,
+                "they are read at a higher rate"
             )
         return times
     times = sampling.start + np.arange(frames) / fps
@@ -286,9 +282,8 @@ def resize_to_grid(
     p, t = config.patch_size, config.tubelet_size
     if T > 1 and T % t:
         missing = -T % t
-        warnings.warn(
-            f"{T} frames do not divide into tubelets of {t}; the last is repeated {missing} time{'s' * (missing > 1)}",
-            stacklevel=2,
+        warn_user(
+            f"{T} frames do not divide into tubelets of {t}; the last is repeated {missing} time{'s' * (missing > 1)}"
         )
         pixels = torch.cat([pixels, pixels[:, -1:].expand(C, missing, H, W)], dim=1)
         if times is not None:

@@ -1,6 +1,5 @@
 """Conversion of pixels in memory (tensors, arrays and PIL images of any layout) to clips (C, T, H, W)."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from tubelet.data.images import rgb_of, stored_of
 from tubelet.data.model_frames import MIN_COVERED, as_fractions, depth_problem, to_input
 from tubelet.device import accumulation_dtype
 from tubelet.errors import ConfigError, DataError
+from tubelet.user_warnings import warn_user
 
 # Number of axes -> the layouts that are told apart by the axis of the channels.
 _LAYOUTS = {
@@ -245,8 +245,7 @@ def _check_floats(x: Tensor, normalized: bool, statistics: PixelStatistics | Non
         raise DataError(f"floats are from {lowest:.4g} to {top:.4g}, expected {scale}; {remedy}")
     if statistics is not None and not normalized and 0 < top < MIN_COVERED:
         low, high = statistics.window
-        warnings.warn(
+        warn_user(
             f"floats are from {lowest:.4g} to {top:.4g}, the darkest tenth of the model's window, {low:g} to {high:g}, "
-            "which is 0 to 1; pass stored values as integers, or (values - low) / (high - low)",
-            stacklevel=2,
+            "which is 0 to 1; pass stored values as integers, or (values - low) / (high - low)"
         )

@@ -1,6 +1,5 @@
 """Videos of any length in bounded memory: overlapping windows."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tubelet.config import PixelStatistics
 from tubelet.data.model_frames import as_fractions, open_frames
 from tubelet.errors import ConfigError, DecodeError
 from tubelet.pretrained.inputs import warn_of_repeats
+from tubelet.user_warnings import warn_user
 
 
 def read_windows(
@@ -60,9 +60,8 @@ def read_windows(
         count = max(1, int(np.ceil(duration_s * fps - 1e-3)))
         missing = -count % tubelet
         if missing:
-            warnings.warn(
-                f"{path}: {count} frames at {fps:g} fps do not divide into tubelets of {tubelet}; the last is repeated",
-                stacklevel=1,  # one place, so that a file is reported once
+            warn_user(
+                f"{path}: {count} frames at {fps:g} fps do not divide into tubelets of {tubelet}; the last is repeated"
             )
         total = lead + count + missing
         frame = np.maximum(np.arange(total) - lead, 0)

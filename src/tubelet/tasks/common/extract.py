@@ -4,7 +4,6 @@ B views of a batch, V views of a source, C channels, T frames, H x W pixels, N t
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +23,7 @@ from tubelet.data.worker_status import WorkerStatus
 from tubelet.errors import BadFile, DataError, DecodeError
 from tubelet.pretrained.backbone import Backbone
 from tubelet.tasks.common.cache import FeatureCache, read_features, write_features
+from tubelet.user_warnings import warn_user
 
 # What is encoded at once: enough to keep a device busy, little enough for a small one.
 _TOKENS_PER_BATCH = 8192
@@ -203,7 +203,7 @@ def _read_ahead(views_of: "_Views", workers: int, prefetch_mb: int) -> Iterator[
     if start < len(views_of):
         prefetch = prefetch_within(prefetch_mb, "the views of a file", size or 0, workers, max_per_worker=4)
         if prefetch.note:
-            warnings.warn(prefetch.note, stacklevel=2)
+            warn_user(prefetch.note)
         yield from loader(start, len(views_of), prefetch.workers, prefetch.factor)
 
 
