@@ -133,6 +133,13 @@ def test_columns_of_text_are_not_used_and_logged(tmp_path, caplog):
     assert "massk of the labels is not used" in caplog.text and "(nearest: 'mask')" in caplog.text
 
 
+def test_suggestions_without_a_label_are_reported(tmp_path, caplog):
+    (tmp_path / "l.csv").write_text("path,label,answer,answer_score\na.mp4,x,y,0.5\nb.mp4,,y,0.5\nc.mp4,,x,0.4\n")
+    with caplog.at_level(logging.WARNING, "tubelet"):
+        read_labels(tmp_path / "l.csv")
+    assert caplog.text.count("2 suggestions have no label, the first in line 3") == 1
+
+
 def test_words_that_are_near_a_column_are_numbers_to_predict(tmp_path):
     (tmp_path / "l.csv").write_text("path,start_x,end_x,height\na.mp4,1,2,3\n")
     assert read_labels(tmp_path / "l.csv").targets == ("start_x", "end_x", "height")

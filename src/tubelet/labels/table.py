@@ -168,6 +168,8 @@ def _read_own(path: Path) -> LabelTable:
         parsed = _RowParser(f"{cells.row_kind} {line}", line, named, path.parent, cells.decimal_comma, faults, resolved)
         if (read := parsed.row(values)) is not None:
             rows.append(read)
+    if "label" in columns and not set(IGNORED_COLUMNS).isdisjoint(cells.header):
+        _warn_of_open_suggestions(rows, cells.row_kind)
     legend, legend_content = read_legend(path, faults) if "mask" in columns else ({}, b"")
     return build_table(
         path,
@@ -298,6 +300,16 @@ def _target_faults(cells: _Cells, targets: Sequence[str]) -> list[tuple[int, str
                 fault = f"{cells.row_kind} {line}: {column} {content}, expected a number as in the other rows"
                 faults.append((line, fault))
     return faults
+
+
+def _warn_of_open_suggestions(rows: Sequence[LabelRow], row_kind: str) -> None:
+    """Warn of suggestions without a label, which tasks with empty labels read as an answer."""
+    if unlabeled := [row.line for row in rows if not row.labels]:
+        logger.warning(
+            "%d suggestions have no label, the first in %s %d: timelines and multi-label tasks take them for files "
+            "without any of the classes; remove the rows that you did not look at",
+            *(len(unlabeled), row_kind, unlabeled[0]),
+        )
 
 
 def _unused_faults(
