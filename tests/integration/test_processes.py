@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -292,3 +293,12 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
     assert [row["step"] for row in rows(run)] == list(range(1, len(rows(run)) + 1))
     assert "DataLoader" not in stderr
     assert (tmp_path / "requeued").exists()
+
+
+def test_torchrun_runs_the_command_in_interpreters_of_its_own(media, tmp_path):
+    options = "--model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 1 --steps 1 --workers 0"
+    words = ["--standalone", "--nproc-per-node=1", "-m", "tubelet", "train", media, "--out", "run", *options.split()]
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1]
