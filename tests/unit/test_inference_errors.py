@@ -103,8 +103,10 @@ def test_predict_takes_paths_of_any_iterable_and_counts_what_it_does_not_read(mo
     for sources in (tmp_path / "a.npy", {str(tmp_path / "a.npy")}, (path for path in [tmp_path / "a.npy"])):
         assert len(tubelet.predict(head, sources, model=model, workers=0).records) == 2
     assert "not read" not in caplog.text
-    assert not tubelet.predict(head, tmp_path / "a.png", model=model, workers=0).records
+    assert len(tubelet.predict(head, [tmp_path / "a.npy", tmp_path / "a.png"], model=model, workers=0).records) == 2
     assert "1 image not read, since the head takes videos" in caplog.text
+    with pytest.raises(DataError, match="no videos, which a head takes, but 1 image; pass videos"):
+        tubelet.predict(head, tmp_path / "a.png", model=model, workers=0)
     for sources in (torch.zeros(4, 32, 32, 3), [np.zeros(3)], None, "", [""]):
         with pytest.raises(ConfigError, match=r"a source is (empty|of type \w+), expected a path or URL"):
             tubelet.predict(head, sources, model=model)
