@@ -139,6 +139,7 @@ def test_public_names_are_found_and_others_are_not():
         "predict head.safetensors none --out o",
         "predict none.safetensors . --out o",
         "evaluate x --data none",
+        "evaluate head.safetensors --labels none",
         "report none",
         "train none --out o",
         "cooldown none --out o",

@@ -16,6 +16,7 @@ from tubelet.errors import CheckpointError, ConfigError, TrainingError
 from tubelet.fitting import finetune as finetune_module
 from tubelet.fitting.clip_finetune import finetune_clips
 from tubelet.fitting.clip_fit import ClipObjective, fit_clips
+from tubelet.fitting.evaluate import evaluate_on_labels
 from tubelet.fitting.features import extract_rows
 from tubelet.fitting.finetune import (
     AugmentedClips,
@@ -452,6 +453,9 @@ def test_a_fit_measures_the_frozen_head_next_to_the_trained_one(task, finetuned,
         features = extract_rows(context.with_model(adapted).extract, rows[8:], small, CLIP)
         right = head(features.tokens.float()).argmax(-1) == torch.tensor([0, 1] * 4)
         assert result.spec.scores[0].metrics[0].value == pytest.approx(100 * right.float().mean().item())
+        held_out = dataclasses.replace(small, rows=rows[8:])
+        found = evaluate_on_labels(head, held_out, context.model, FitConfig(workers=0), cache=tmp_path)
+        assert found.scores[0].metrics[0].value == result.spec.scores[0].metrics[0].value
 
 
 def test_features_of_the_frozen_and_of_the_trained_encoder_are_never_mixed(table, tmp_path):

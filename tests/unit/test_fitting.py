@@ -201,6 +201,11 @@ def test_several_classes_at_once(tmp_path, model):
     assert head.spec.task == "multilabel" and len(head.spec.thresholds) == 2
     assert next(iter(scores(head).values())).value > 90
     check_evaluation(head, tmp_path / "several.csv", model, tmp_path)
+    for i, message in ((3, "no label is left after 1 files"), (16, "column label: is empty in all rows")):
+        unlabeled = [{"path": "16.mp4", "label": ""}, {"path": f"{i}.mp4", "label": "red" if i == 3 else ""}]
+        with pytest.raises(DataError) as caught:
+            tubelet.evaluate_head(head, write_table(tmp_path / "empty.csv", unlabeled), model=model, workers=0)
+        assert message in str(caught.value)
     both = head(model.encode(tmp_path / "3.mp4", resize=16, frames=4, fps=8.0))[0]
     assert bool((both > torch.tensor(head.spec.thresholds)).all())
 

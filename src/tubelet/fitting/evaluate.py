@@ -138,6 +138,11 @@ def evaluate_on_labels(
         )
     skipped = set(left_out)
     table = replace(table, rows=[row for row in table.rows if row.path not in skipped])
+    if table.classes and not any(row.labels for row in table.rows):
+        raise DataError(
+            f"{table.path}: no label is left after {len(left_out)} files that the head was trained on, so that there "
+            "is nothing to find; label other files"
+        )
     context = FitContext(
         task=task.name,
         table=retime_stacks(table, head.spec.input.fps),

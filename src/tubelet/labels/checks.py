@@ -92,7 +92,7 @@ def check_labels(
     faults += _row_faults(timed_table, task, exclusive if exclusive is not None else task == "classification", reason)
     faults += _time_faults(timed_table, task)
     faults += _split_faults(table) if to_train else ()
-    faults += _class_faults(table, task, min_examples, reason) if to_train else ()
+    faults += _class_faults(table, task, min_examples if to_train else 0, reason)
     faults += _mask_faults(read, task, checked.legend, facts)
     if faults:
         raise LabelError(table.path, _sentences(faults))
@@ -404,7 +404,10 @@ def _split_faults(table: LabelTable) -> Iterator[Fault]:
 
 
 def _class_faults(table: LabelTable, task: str, min_examples: int, reason: str) -> Iterator[Fault]:
-    """Classes with too few examples, and a single class where one of several is to be chosen."""
+    """Classes with too few examples, and a single class where one of several is to be chosen.
+
+    Where 0 examples are enough, nothing is to be learned, and one class is enough too.
+    """
     if task not in ("classification", "multilabel", "timeline"):
         return
     lines: dict[str, list[int]] = defaultdict(list)
@@ -418,7 +421,7 @@ def _class_faults(table: LabelTable, task: str, min_examples: int, reason: str) 
             hint = nearest(label, [other for other, found in lines.items() if len(found) > len(where)])
             remedy = "add some, or remove the class"
             yield where[0], f"{listed}: class {label} has {count}, expected at least {min_examples}{hint}; {remedy}"
-    if task == "classification" and len(lines) == 1:
+    if min_examples and task == "classification" and len(lines) == 1:
         yield 0, f"column label: has one class, {next(iter(lines))}, expected at least two{reason}"
     elif not lines and "label" in table.columns and table.rows:
         yield 0, "column label: is empty in all rows"
