@@ -7,11 +7,11 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from tubelet.io.hidden_files import is_hidden
 from tubelet.io.text import read_start
 
 _SUFFIXES = tuple(sorted(IMAGE_SUFFIXES))
-_DIGITS = re.compile(r"(\d+)")
-_CONVERSION = re.compile(r"%%|(%(?:0(\d+))?d|%f)")
+_DIGITS = re.compile(r"(\d+)", re.ASCII)
+_CONVERSION = re.compile(r"%%|(%(?:0(\d{1,2}))?d|%f)")
 # Fewest images that look like frames; and names of a folder that are looked at: some that are spread evenly, and the
 # first ones, which are mostly neighbors, also if the numbers have no padding.
 _FEWEST, _SPREAD, _FIRST = 8, 8, 64
@@ -59,13 +59,13 @@ class NumberedNames:
 
     def number(self, name: str) -> float | None:
         """The number of a name; None if the name is another one."""
-        text = name[len(self.before) : len(name) - len(self.after)]
-        if not (name.startswith(self.before) and name.endswith(self.after) and text.isascii()):
-            return None
-        whole, point, fraction = text.partition(".")
-        if not whole.isdigit() or len(whole) < self.digits or (self.digits < 0) != bool(point and fraction.isdigit()):
-            return None
-        return float(text) if point else int(text)
+        match = self._match(name)
+        return None if match is None else float(match[1]) if self.digits < 0 else int(match[1])
+
+    @cached_property
+    def _match(self) -> Callable[[str], re.Match[str] | None]:
+        number = r"\d{1,99}\.\d{1,99}" if self.digits < 0 else rf"\d{{{max(1, self.digits)},99}}"
+        return re.compile(f"{re.escape(self.before)}({number}){re.escape(self.after)}", re.ASCII).fullmatch
 
 
 def names_of_pattern(pattern: str) -> NumberedNames | None:
@@ -96,9 +96,11 @@ def find_sequences(pattern: str, names: NumberedNames) -> Iterator[tuple[str, in
     """
     parent = str(Path(pattern).expanduser().parent)
     written, found = set(Path(parent).parts), False
-    folders = sorted(glob.glob(parent, recursive=True)) if glob.has_magic(parent) else [parent]  # noqa: PTH207
+    folders = [parent] if Path(parent).is_dir() else []
+    if glob.has_magic(parent):  # with a slash at its end, it matches folders only, and no frame is looked up
+        folders = sorted(match.rstrip("/") for match in glob.glob(f"{parent}/", recursive=True))  # noqa: PTH207
     for folder in folders:
-        if any(part not in written and is_hidden(part) for part in Path(folder).parts) or not Path(folder).is_dir():
+        if any(part not in written and is_hidden(part) for part in Path(folder).parts):
             continue
         numbers = [number for name in os.listdir(folder) if (number := names.number(name)) is not None]  # noqa: PTH208
         if numbers:
@@ -139,11 +141,12 @@ def open_stack(path: str | Path) -> Stack:
     files, fps = _frames(name, local, local.stat().st_mtime_ns)
     if fps is None and (times := times_file(local)) is not None:
         fps = _rate_of(times, times.stat().st_mtime_ns)
-    shape, kind = _first(name, files[0], files[0].stat().st_mtime_ns)
+    first = local / files[0]
+    shape, kind = _first(name, first, first.stat().st_mtime_ns)
     info = info_of(name, layout_of(name, "TYXC", (len(files), *shape)), np.dtype(kind), fps=fps)
 
     def read(indices: np.ndarray) -> np.ndarray:
-        return np.stack([_frame(name, files[int(index)], files[0], shape, kind) for index in indices])
+        return np.stack([_frame(name, local / files[int(index)], first, shape, kind) for index in indices])
 
     return Stack(info, read, lambda: None)
 
@@ -154,14 +157,14 @@ def times_file(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name)
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES) and not is_hidden(name)
 
 
-@lru_cache(maxsize=2**6)
-def _frames(name: str, folder: Path, mtime_ns: int) -> tuple[list[Path], float | None]:
-    """The frames of a folder in order, and their rate if they have times, kept until a file is added or removed."""
-    images = sorted(path.name for path in folder.iterdir() if _is_image(path))
+@lru_cache(maxsize=2**4)
+def _frames(name: str, folder: Path, mtime_ns: int) -> tuple[list[str], float | None]:
+    """The names of the frames in order, and their rate if they have times, kept until a file is added or removed."""
+    images = sorted(filter(_is_image, os.listdir(folder)))  # noqa: PTH208 - pathlib takes several times as long
     if not images:
         raise DecodeError(name, "is a folder without images, expected numbered frames of a video")
     kinds: dict[str, list[str]] = {}
@@ -181,7 +184,7 @@ def _frames(name: str, folder: Path, mtime_ns: int) -> tuple[list[Path], float |
         raise DecodeError(name, f"{numbered[twice - 1][1]} and {numbered[twice][1]} have the same number; remove one")
     unit_s = _unit_s(pattern, numbers)
     rate = 1 / (float(np.median(np.diff(numbers))) * unit_s) if unit_s and len(numbers) > 1 else None
-    return [folder / image for _, image in numbered], rate
+    return [image for _, image in numbered], rate
 
 
 @lru_cache(maxsize=2**10)
