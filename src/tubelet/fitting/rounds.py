@@ -1,7 +1,9 @@
 """The trainings of a fit in order: which of them runs, of how many, and about how long the others take."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from statistics import median_low
 from typing import NamedTuple
 
 from tubelet.console import duration
@@ -48,9 +50,9 @@ class Rounds:
         self._current: tuple[Training, float] | None = None
         self._is_new = False  # whether the current training has reported nothing yet
         self._label = ""
-        # Network and number of heads -> seconds of a step, until the next training begins. What else was computed
-        # in between is of some of them only, so that the fastest one counts.
-        self._per_step: dict[tuple[str, int], float] = {}
+        # Network and number of heads -> seconds of a step of each training, until the next one begins: after some of
+        # them, much else is computed in between.
+        self._per_step: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
         self._encoding: tuple[float, int] | None = None  # when it began, and what was done then
         self._encoding_s = 0.0
 
@@ -101,8 +103,7 @@ class Rounds:
     def _finish(self) -> None:
         if self._current is not None:
             (network, heads, steps), began = self._current
-            seconds = (self._now() - began) / steps
-            self._per_step[network, heads] = min(seconds, self._per_step.get((network, heads), seconds))
+            self._per_step[network, heads].append((self._now() - began) / steps)
         self._current = None
 
     def _seconds_left(self, current: Training) -> float | None:
@@ -119,8 +120,9 @@ class Rounds:
     def _seconds(self, training: Training) -> float | None:
         network, heads, steps = training
         if not network and self._per_step:
-            return min(value / count for (_, count), value in self._per_step.items()) * heads * steps
-        if (network, heads) in self._per_step:
-            return self._per_step[network, heads] * steps
-        others = [value / count for (name, count), value in self._per_step.items() if name == network]
-        return max(others) * heads * steps if others else None
+            return min(median_low(values) / count for (_, count), values in self._per_step.items()) * heads * steps
+        equal = self._per_step.get((network, heads), [])
+        scaled = [median_low(values) / n * heads for (name, n), values in self._per_step.items() if name == network]
+        if not scaled:
+            return None
+        return steps * (median_low(equal) if len(equal) > 1 else min(scaled))  # one of a kind may be an exception
