@@ -64,6 +64,15 @@ def test_an_exported_file_computes_what_eager_does_at_other_shapes(saved, tmp_pa
     assert [output["block"] for output in json.loads(entries["outputs"])] == [0, 1]
 
 
+def dimensions(file):
+    """Names of the dynamic dimensions, and sizes of the others, of inputs and outputs of an ONNX file."""
+    graph = pytest.importorskip("onnx").load(file).graph
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in [*graph.input, *graph.output]
+    }
+
+
 @pytest.mark.slow
 def test_an_8_bit_file_takes_frames_of_any_size_and_gives_the_features_of_encode(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime, which the file is checked in, is absent")
@@ -77,6 +86,11 @@ def test_an_8_bit_file_takes_frames_of_any_size_and_gives_the_features_of_encode
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("a.")] == ["a.onnx"]
     check_output(out, "onnx")  # it may be replaced
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    assert dimensions(out) == {
+        "frames": ["batch", "frames", "height", "width", 3],
+        "level0": ["batch", "tokens", 24],
+        "level1": ["batch", "tokens", 24],
+    }
     stored = session.get_modelmeta().custom_metadata_map
     assert stored["image_size"] == "32" and json.loads(stored["input"])["dtype"] == "uint8"
     frames = torch.stack([torch.from_numpy(indexed_image(index, 96)) for index in range(4)])[None, :, 8:72]
@@ -112,6 +126,7 @@ def test_an_encoder_with_a_head_is_one_graph_from_frames_to_scores(tmp_path, tas
     assert "4 sizes of frames" in done.stdout.replace("\n", " ")
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
     frames = torch.stack([torch.from_numpy(indexed_image(index, 96)) for index in range(4)])[:, 8:72]
+    assert dimensions(tmp_path / "a.onnx")["frames"] == [4, "height", "width", 3]
     (scores,) = session.run(None, {"frames": frames.numpy()})
     expected = head(model.dense_features(resize_center_crop(frames, 32).unsqueeze(0)))[0]
     assert tuple(scores.shape) == tuple(expected.shape) == ((2, 3) if task == "timeline" else (3,))

@@ -27,6 +27,7 @@ MIN_COSINE = 0.99  # of outputs with 8-bit weights and activations
 _OPSET = 20
 _ONE_FILE_BYTES = 4 * 1.9e9  # of fp32 weights: a protobuf file ends at 2 GB, and int8 weights take a fourth
 _ROUNDS = 5
+_AXES = {"B": "batch", "T": "frames", "H": "height", "W": "width", "N": "tokens"}
 _METADATA_FILE = "metadata.json"  # among the extra files of a .pt2
 
 
@@ -54,7 +55,9 @@ class ExportPlan:
         examples: inputs of several shapes; the first is traced, the last timed.
         dynamic: dimensions of the input that may differ, as `torch.export` takes them.
         input_name: name of the input.
+        input_axes: a letter for each of its axes, see `tubelet.pretrained.encoder_export.graph_metadata`.
         output_names: names of the outputs.
+        output_axes: letters for the axes of each.
         metadata: texts to store in the file, see `tubelet.pretrained.encoder_export.graph_metadata`.
         max_difference: largest absolute difference from eager.
         int8: whether matrix products with weights are in 8 bits, in ONNX.
@@ -64,7 +67,9 @@ class ExportPlan:
     examples: Sequence[Tensor]
     dynamic: dict[int, Any]
     input_name: str
+    input_axes: str
     output_names: Sequence[str]
+    output_axes: Sequence[str]
     metadata: Mapping[str, str]
     max_difference: float = MAX_DIFFERENCE
     int8: bool = False
@@ -174,10 +179,24 @@ def _to_onnx(plan: ExportPlan, out: Path) -> Callable[[Tensor], Sequence[Tensor]
             verbose=False,
         )
     assert written is not None
+    _name_dimensions(written.model.graph, [plan.input_axes, *plan.output_axes])
     written.model.producer_name = PRODUCER
     written.model.metadata_props.update(plan.metadata)
     written.save(out)
     return onnx_session(out, plan.input_name)
+
+
+def _name_dimensions(graph: Any, axes: Sequence[str]) -> None:
+    """Name the dynamic dimensions of a graph by the axes of its inputs and outputs, instead of s81 or 8*s30."""
+    ends = [*graph.inputs, *graph.outputs]
+    names: dict[str, str] = {}
+    for value, letters in zip(ends, axes, strict=True):
+        for dim, axis in zip(value.shape, letters, strict=True):
+            if not isinstance(dim, int):
+                names.setdefault(str(dim), _AXES[axis])
+    for value in [*ends, *(output for node in graph for output in node.outputs)]:
+        if value.shape is not None:
+            value.shape = type(value.shape)([names.get(str(dim), dim) for dim in value.shape])
 
 
 def onnx_session(path: Path, input_name: str) -> Callable[[Tensor], Sequence[Tensor]]:

@@ -86,7 +86,9 @@ def export_head(model: Backbone, head: Head, out: Path, int8: bool = False) -> s
         examples=examples,
         dynamic={1: torch.export.Dim("height", min=2), 2: torch.export.Dim("width", min=2)},
         input_name="frames",
+        input_axes=entry["axes"],
         output_names=["scores"],
+        output_axes=[axes],
         metadata=graph_metadata(model, entry, [{"name": "scores", "axes": axes}])
         | {"head": json.dumps(to_dict(head.spec), sort_keys=True)},
         max_difference=MAX_SCORE_DIFFERENCE * scale,

@@ -80,13 +80,15 @@ def export_encoder(model: Backbone, out: Path, images: bool = False, int8: bool 
         "std": pixels["std"],
         "formula": "((x - window[0]) / (window[1] - window[0]) - mean) / std, per channel",
     }
-    entry = {"name": "pixels", "axes": "BCTHW", "dtype": "float32", "normalization": normalization}
+    entry: dict[str, Any] = {"name": "pixels", "axes": "BCTHW", "dtype": "float32", "normalization": normalization}
     plan = ExportPlan(
         graph=LevelOutputs(model.float()).eval(),
         examples=[torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes],
         dynamic=_dynamic_dimensions(config, images),
         input_name="pixels",
+        input_axes=entry["axes"],
         output_names=[output["name"] for output in outputs],
+        output_axes=[output["axes"] for output in outputs],
         metadata=graph_metadata(model, entry, outputs),
         int8=int8,
     )
