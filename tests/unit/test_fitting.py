@@ -126,6 +126,7 @@ def test_a_head_is_measured_on_other_labels_and_not_on_its_training_files(clips,
     ):
         failed = evaluate(*options, labels=write_table(tmp_path / "other.csv", labels))
         assert failed.returncode and message in failed.stderr.replace("\n", " "), failed.stderr
+    assert "found vit; pass a head" in run_tubelet("evaluate", "vit", "--labels", new).stderr
     with pytest.raises(ConfigError, match="is for depth; heads for classification, multilabel, regression, timeline"):
         tubelet.evaluate_head(tiny_head(tiny_encoder(), "depth", ("depth",), "depth_bins", {"bins": [1.0]}), new)
 

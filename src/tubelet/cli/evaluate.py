@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from tubelet.cli.command import ConfigurableCommand, Model
+from tubelet.cli.predict import HEAD_SUFFIX
 from tubelet.config import HEAD_SETTINGS, EvaluateConfig, FitConfig
 from tubelet.config.fields import PathText, require
 from tubelet.console import open_console, print_wrapped, stages_progress
@@ -70,6 +71,12 @@ class Evaluate(ConfigurableCommand):
         )
         for name, option in (("include_training_files", "--include-training-files"), ("encoder", "--encoder")):
             require(self.labels is not None or not getattr(self, name), name, f"requires --labels; remove {option}")
+        require(
+            self.labels is None or Path(self.model).suffix == HEAD_SUFFIX,
+            "labels",
+            f"is for heads of `tubelet fit`, whose files end in {HEAD_SUFFIX}, found {self.model}; pass a head, or "
+            "--data to evaluate a model",
+        )
         require(
             self.labels is None or (self.baseline is None and self.task == "suite"),
             "labels",
