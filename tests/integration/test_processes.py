@@ -296,7 +296,7 @@ def test_the_slurm_script_restarts_what_was_asked_to_stop_and_saves_and_queues_a
 
 
 def test_torchrun_runs_the_command_in_interpreters_of_its_own(media, tmp_path):
-    options = "--model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 1 --steps 1 --workers 0"
+    options = "--model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 2 --steps 1 --workers 0"
     words = ["--standalone", "--nproc-per-node=1", "-m", "tubelet", "train", media, "--out", "run", *options.split()]
     command = [sys.executable, "-m", "torch.distributed.run", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
