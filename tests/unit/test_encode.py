@@ -164,11 +164,17 @@ class FrameBatch:
     duration_seconds: torch.Tensor | float
 
 
-def test_frames_of_torchcodec_keep_their_times(model, frames):
+def test_decoded_clips_and_frames_of_torchcodec_keep_their_times(model, frames):
     expected = model.encode(frames).tokens
     data, seconds = torch.from_numpy(frames).permute(0, 3, 1, 2), torch.tensor([1.0, 1.5, 2.0, 2.5]).double()
     clip = FrameBatch(data, seconds, torch.full((4,), 0.5))
-    for form in (clip, [FrameBatch(image, float(time), 0.5) for image, time in zip(data, seconds, strict=True)]):
+    decoded = decode.Frames(torch.from_numpy(frames), seconds.numpy())
+    assert model.encode([decoded, decoded]).times.tolist() == [[1.25, 2.25]] * 2
+    for form in (
+        clip,
+        decoded,
+        [FrameBatch(image, float(time), 0.5) for image, time in zip(data, seconds, strict=True)],
+    ):
         features = model.encode(form)
         assert torch.equal(features.tokens, expected) and features.times.tolist() == [[1.25, 2.25]]
     batch = model.encode(FrameBatch(data.expand(2, *data.shape), torch.stack([seconds, seconds + 1]), None))

@@ -34,8 +34,8 @@ class Frames:
     """Decoded frames.
 
     Attributes:
-        pixels: (T, H, W, 3) uint8 RGB, as displayed; at full depth (T, H, W, C) of the file's type.
-        times: (T,) float64, seconds from the start of the video at which each frame begins to be shown.
+        pixels: PyTorch tensor (T, H, W, 3) of uint8 RGB, as displayed; at full depth (T, H, W, C) of the file's type.
+        times: NumPy array (T,) of float64, seconds from the start of the video at which each frame begins to be shown.
     """
 
     pixels: Tensor
@@ -149,8 +149,8 @@ class Video:
             size: height and width of the images in pixels; None for those of the video.
 
         Yields:
-            Each frame that is shown at some of the times: (H, W, C), the second from which it is shown, and at
-            how many of the times.
+            Each frame that is shown at some of the times: a NumPy array (H, W, C), the second from which it is shown,
+            and at how many of the times.
 
         Raises:
             DecodeError: see `clips`.
@@ -172,7 +172,7 @@ class Video:
             size: height and width of the images in pixels; None for those of the video.
 
         Yields:
-            Each frame: (H, W, C), and the second from which it is shown.
+            Each frame: a NumPy array (H, W, C), and the second from which it is shown.
 
         Raises:
             DecodeError: the file is corrupt.

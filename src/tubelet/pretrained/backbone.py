@@ -53,8 +53,9 @@ class Backbone(HubEncoder):
                 a batch of clips with another axis in front; for a model of one channel also a clip (T, H, W); uint8
                 colors, or floats from 0 to 1. For a model with statistics of pixels, integers are stored values, and 0
                 and 1 the ends of its window. Or a PIL image; a list or an iterator of images, which are the frames of
-                one clip; a `FrameBatch` of torchcodec; the path or URL of a video or an image; or a list of any of
-                these except images, which is a batch. An input of one frame goes through the image tokenizer.
+                one clip; a clip of `tubelet.Video`, or a `FrameBatch` of torchcodec; the path or URL of a video or an
+                image; or a list of any of these except images, which is a batch. An input of one frame goes through the
+                image tokenizer.
             resize: "native" brings the short side to `native_clip.image_size` and crops the center of the long one,
                 unless pixels are `normalized`; a number does the same for any size. "round" resizes each side to the
                 nearest multiple of the patch size; a pair is (height, width). None leaves the size unchanged; it must

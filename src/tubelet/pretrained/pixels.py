@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tubelet.config import ModelConfig, PixelStatistics
 from tubelet.data.clips import window_fractions
+from tubelet.data.decode import Frames
 from tubelet.data.images import rgb_of, stored_of
 from tubelet.data.model_frames import MIN_COVERED, as_fractions, depth_problem, to_input
 from tubelet.device import accumulation_dtype
@@ -69,11 +70,13 @@ def is_image(x: Any) -> bool:
 
 
 def unpack_frames(x: Any) -> tuple[Any, Tensor | None]:
-    """The pixels of a `FrameBatch` or `Frame` of torchcodec, and the seconds of their frames; others as they are.
+    """The pixels of `Frames`, or of torchcodec's `FrameBatch` or `Frame`, and their seconds; others as they are.
 
     Returns:
         The pixels, and () seconds of a frame, (T,) of a clip or (B, T) of a batch as float64 on the CPU, or None.
     """
+    if isinstance(x, Frames):
+        return x.pixels, torch.from_numpy(x.times)
     seconds = getattr(x, "pts_seconds", None)
     if seconds is not None and isinstance(pixels := getattr(x, "data", None), Tensor):
         return pixels, torch.as_tensor(seconds, dtype=torch.float64).cpu()
