@@ -26,8 +26,13 @@ from tubelet.pretrained.sliding_windows import read_windows
 class Backbone(HubEncoder):
     """An encoder for images and videos; `tubelet.load` creates it with trained weights, `Backbone(config)` with random.
 
-    It also has the interface of `timm`'s vision transformers, see `TimmEncoder`, and the methods of `huggingface_hub`,
-    see `HubEncoder`.
+    It also has the interface of `timm`'s vision transformers, and the methods `from_pretrained`, `save_pretrained` and
+    `push_to_hub` of `huggingface_hub`. Called as a module, it takes normalized pixels, see `forward`.
+
+    Attributes:
+        config: the architecture, a `ModelConfig`.
+        native_clip: size, length and rate of the clips that the model is for, a `NativeClip`.
+        predictor: the predictor, or None.
     """
 
     _native_clip_logged = False
