@@ -299,6 +299,9 @@ def test_torchrun_runs_the_command_in_interpreters_of_its_own(media, tmp_path):
     options = "--model vit-pico --patch-size 8 --image-size 32 --frames 4 --batch-size 2 --steps 1 --workers 0"
     words = ["--standalone", "--nproc-per-node=1", "-m", "tubelet", "train", media, "--out", "run", *options.split()]
     command = [sys.executable, "-m", "torch.distributed.run", *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # torchrun leaves a folder there
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in rows(tmp_path / "run")] == [1]
