@@ -40,6 +40,7 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(100_000, 20, 20)  # graphs of PyTorch are many objects and little garbage
         gc.enable()
 
 
