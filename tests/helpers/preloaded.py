@@ -17,3 +17,4 @@ import tubelet.train.trainer  # noqa: F401, E402
 gc.collect()
 gc.freeze()  # forks neither search it for garbage nor copy it
 gc.enable()
+gc.set_threshold(100_000, 20, 20)  # as in the processes of tests
